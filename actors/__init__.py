@@ -1,0 +1,1 @@
+"""Thin Ray shells over pipeline.stages; the only package that imports ray."""

@@ -1,0 +1,1 @@
+"""What oncesign decides. Never imports ray."""

@@ -1,0 +1,1 @@
+"""The outside, one file and one client library each."""

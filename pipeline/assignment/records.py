@@ -1,0 +1,176 @@
+"""What etcd remembers of a deployment, as typed records; JSON with sorted keys on the wire.
+
+    /oncesign/{deployment}/genesis                              Genesis
+    /oncesign/{deployment}/leader                               Leader (the only record with a lease)
+    /oncesign/{deployment}/keys/{chain_id}/{address}            KeyRecord
+    /oncesign/{deployment}/sealed/{address}                     a sealed private key, see custody.sealing
+    /oncesign/{deployment}/streams/{source}/{shard}             StreamRecord
+    /oncesign/{deployment}/assignments/{source}/{shard}/{seq}   Assignment
+
+Addresses are lower-case hex with 0x; digests are lower-case hex without.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+import orjson
+
+from pipeline.errors import MalformedBatch
+from pipeline.stream import START, Cursor, Stream
+
+
+class KeyState(StrEnum):
+    """What may be done with a key now."""
+
+    FREE = "free"
+    LOCKED = "locked"
+    DISABLED = "disabled"
+
+
+class Record:
+    """A dataclass that etcd holds as JSON with sorted keys."""
+
+    def to_json(self) -> bytes:
+        """Sorted, without spaces, so that equal records are equal bytes."""
+        return orjson.dumps(_plain(self), option=orjson.OPT_SORT_KEYS)
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> Self:
+        """Raises MalformedBatch when a field is missing or unknown."""
+        try:
+            fields = orjson.loads(raw)
+            return cls(**cls._typed(fields))
+        except (TypeError, ValueError, KeyError) as error:
+            raise MalformedBatch(f"not a {cls.__name__}: {error}") from error
+
+    @classmethod
+    def _typed(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class Genesis(Record):
+    """Made once; its uuid tells this deployment's etcd from any other's."""
+
+    uuid: str
+    created_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leader(Record):
+    """The key manager that may write. Its etcd create_revision is the fence."""
+
+    uuid: str
+    node: str
+    pid: int
+    since_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holder(Record):
+    """For which batch a key is locked, and which worker has that batch now."""
+
+    stream: Stream
+    seq: int
+    worker: str
+    node: str
+    fence: int
+
+    @classmethod
+    def _typed(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        return {**fields, "stream": Stream.parse(fields["stream"])}
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord(Record):
+    """One key of the pool on one chain."""
+
+    chain_id: int
+    address: str
+    state: KeyState
+    next_nonce: int
+    since_unix_ms: int  #: since when the key is in this state, clamped to be monotonic
+    uses: int
+    holder: Holder | None = None
+    disable_on_release: bool = False
+
+    @classmethod
+    def _typed(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        holder = fields.get("holder")
+        return {
+            **fields,
+            "state": KeyState(fields["state"]),
+            "holder": Holder(**Holder._typed(holder)) if holder else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRecord(Record):
+    """How far the assignments of a stream have come."""
+
+    stream: Stream
+    chain_id: int
+    system_id: str  #: Postgres system identifier of the source
+    seq: int = 0
+    cursor: Cursor = START
+    digest: str = ""  #: of batch `seq`
+    halted: str = ""  #: why, or empty
+
+    @classmethod
+    def _typed(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        return {
+            **fields,
+            "stream": Stream.parse(fields["stream"]),
+            "cursor": Cursor.parse(fields["cursor"]),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment(Record):
+    """batch → key and nonce range `[first_nonce, first_nonce + count)`, bound for ever.
+
+    A batch without a signable row has `address == ""` and `count == 0`: it takes no key, and is followed to its
+    publication like any other.
+    """
+
+    stream: Stream
+    seq: int
+    prev: Cursor
+    cursor: Cursor
+    digest: str
+    chain_id: int
+    address: str
+    first_nonce: int
+    count: int
+    rows: int
+    rules_version: int
+    fence: int
+    worker: str
+    node: str
+    since_unix_ms: int
+    batch_offset: int  #: of the batch on its partition of tx.batches
+    signed_from: tuple[int, ...]  #: per partition of tx.signed, an offset at or before the one of the signed record
+
+    @classmethod
+    def _typed(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        return {
+            **fields,
+            "stream": Stream.parse(fields["stream"]),
+            "prev": Cursor.parse(fields["prev"]),
+            "cursor": Cursor.parse(fields["cursor"]),
+            "signed_from": tuple(fields["signed_from"]),
+        }
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - walks any dataclass
+    if isinstance(value, Stream | Cursor):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""Whose key: sealing, import, and the unsealed key that never prints."""

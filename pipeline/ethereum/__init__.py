@@ -1,0 +1,1 @@
+"""What is signed: batches, rules, the signing kernel, and the verifier's own reader."""

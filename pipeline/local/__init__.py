@@ -1,0 +1,1 @@
+"""Embedded etcd, Postgres and Kafka."""

@@ -1,0 +1,137 @@
+"""Everything an operator can set: prefix ONCESIGN_, `__` between levels, secrets by file only.
+
+Constants that nobody should turn live beside the code that uses them.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from pipeline.errors import SettingError
+from pipeline.stream import SOURCE_NAME
+
+ENV_PREFIX: Final = "ONCESIGN_"
+
+
+class EtcdSettings(BaseModel):
+    """etcd, by its JSON gateway (grpc-gateway, on the client port)."""
+
+    endpoints: str = Field("", description="comma-separated http(s)://host:port; empty = the embedded etcd")
+    username: str = ""
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    timeout_s: float = Field(2.0, gt=0, description="for one try against one endpoint")
+    lease_ttl_s: int = Field(6, ge=2, description="how long a dead leader is waited for")
+    keep_alive_s: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _lease_outlives_retries(self) -> Self:
+        if self.keep_alive_s + 2 * self.timeout_s > self.lease_ttl_s:
+            raise ValueError("keep_alive_s + 2 × timeout_s must not exceed lease_ttl_s, or a slow etcd loses the leader")
+        return self
+
+
+class PostgresSettings(BaseModel):
+    """Postgres. What is not in the DSN is taken from libpq's own variables (PGUSER, PGSSLMODE …)."""
+
+    dsn: SecretStr = Field(SecretStr(""), description="libpq DSN or URL without password; empty = the embedded one")
+    password_file: Path | None = None
+    connect_timeout_s: int = Field(5, ge=1)
+
+
+class KafkaSettings(BaseModel):
+    """Kafka."""
+
+    bootstrap_servers: str = Field("", description="host:port,…; empty = the embedded broker")
+    topic_prefix: str = "tx"
+    replication_factor: int = Field(1, ge=1, description="of topics that oncesign creates")
+    signed_partitions: int = Field(8, ge=1, description="of tx.signed and tx.rejected, when they are created")
+    security_protocol: str = "PLAINTEXT"
+    sasl_mechanism: str = ""
+    sasl_username: str = ""
+    sasl_password_file: Path | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    message_max_bytes: int = Field(4 * 1024 * 1024, ge=256 * 1024, description="as set on the topics")
+    socket_timeout_s: float = Field(4.0, ge=3.0, le=5.0)
+    transaction_timeout_s: float = Field(12.0, ge=10.0, le=15.0)
+
+
+class SourceSettings(BaseModel):
+    """A table or view of unsigned transactions for one chain id."""
+
+    name: str = "payouts"
+    table: str = "transactions"
+    chain_id: int = Field(1, ge=1, le=2**63 - 1)
+    shards: int = Field(8, ge=1, le=64, description="fixed when the source is made: shard = id % shards")
+
+    @model_validator(mode="after")
+    def _name_fits_everywhere(self) -> Self:
+        if not SOURCE_NAME.fullmatch(self.name):
+            raise ValueError("name: lower-case letters, digits, - and _, at most 48, starting with a letter")
+        return self
+
+
+class ReaderSettings(BaseModel):
+    """Batch reader."""
+
+    batch_rows_max: int = Field(1_000, ge=1, le=10_000)
+    batch_bytes_max: int = Field(1024 * 1024, ge=256 * 1024, description="of the rows' data and access lists")
+    linger_s: float = Field(0.05, ge=0, description="how long a batch that is not full waits for more rows")
+    poll_max_s: float = Field(0.25, gt=0, description="longest wait between two looks at an idle stream")
+    lag_records_max: int = Field(64, ge=1, description="batches of a stream that may wait in Kafka")
+
+
+class PoolSettings(BaseModel):
+    """How many actors, and how much each may hold."""
+
+    readers: int = Field(1, ge=1)
+    consumers: int = Field(1, ge=1)
+    signers: int = Field(0, ge=0, description="0 = one per core")
+    batches_per_signer: int = Field(2, ge=1, description="given to one signer at once, so that it never waits")
+    buffered_batches_max: int = Field(16, ge=1, description="per partition in a consumer")
+    round_bytes_max: int = Field(16 * 1024 * 1024, ge=1024 * 1024, description="published in one Kafka transaction")
+
+
+class SigningSettings(BaseModel):
+    """What a signer checks of its own work."""
+
+    check_rows: int = Field(8, ge=0, description="rows of each batch recovered beside the first and the last; 0 = none")
+    check_all: bool = False
+
+
+class Settings(BaseSettings):
+    """All settings, from ONCESIGN_ variables and defaults."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", hide_input_in_errors=True
+    )
+
+    deployment: str = Field("local", pattern=r"^[a-z][a-z0-9-]{0,30}$")
+    data_dir: Path = Path(".oncesign")
+    kek_file: Path | None = Field(None, description="32 bytes, or 64 hex digits; default: DATA_DIR/kek, made once")
+    node: str = Field(default_factory=socket.gethostname)
+    etcd: EtcdSettings = EtcdSettings()
+    postgres: PostgresSettings = PostgresSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    sources: Annotated[list[SourceSettings], NoDecode] = [SourceSettings()]
+    reader: ReaderSettings = ReaderSettings()
+    pool: PoolSettings = PoolSettings()
+    signing: SigningSettings = SigningSettings()
+
+    def source(self, name: str) -> SourceSettings:
+        """Raises SettingError for a source that is not configured."""
+        for source in self.sources:
+            if source.name == name:
+                return source
+        raise SettingError(
+            f"{ENV_PREFIX}SOURCES", f"no source is called {name!r}", hint=f"Known: {', '.join(s.name for s in self.sources)}."
+        )

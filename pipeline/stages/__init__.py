@@ -1,0 +1,1 @@
+"""The flow, as async loops over the ports."""

@@ -1,0 +1,1 @@
+"""In-memory twins of every port, shipped so that users can test against them."""
