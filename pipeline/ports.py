@@ -140,6 +140,14 @@ class ReaderPosition:
     system_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the consumers have come on a partition: the next offset, and the seq of the batch before it."""
+
+    offset: int
+    seq: int
+
+
 class StreamWriter(Protocol):
     """The transactional writer of one stream; one live at a time, by its transactional.id."""
 
@@ -150,15 +158,15 @@ class StreamWriter(Protocol):
         """
         ...
 
-    async def publish(self, batch: bytes, position: ReaderPosition) -> None:
-        """One Kafka transaction with the batch and the position.
+    async def publish(self, batches: Sequence[bytes], position: ReaderPosition) -> None:
+        """One Kafka transaction with the batches, in order, and the position after the last of them.
 
         Raises ProducerFenced, RoundAborted, AmbiguousRound (call `open` again after the last two), BusUnavailable.
         """
         ...
 
-    async def lag(self) -> int:
-        """Records of this stream that the consumers have not yet committed."""
+    async def consumed(self) -> int:
+        """The seq of the last batch of this stream that the consumers have committed. Raises BusUnavailable."""
         ...
 
     async def close(self) -> None: ...
@@ -198,7 +206,7 @@ class RoundWriter(Protocol):
         ...
 
     async def commit(
-        self, records: Sequence[Outgoing], offsets: Mapping[tuple[str, int], int], generation: Any
+        self, records: Sequence[Outgoing], progress: Mapping[tuple[str, int], Progress], generation: Any
     ) -> bool:
         """One Kafka transaction: records first, offsets last. True when it was fast and certain.
 
@@ -213,8 +221,12 @@ class RoundWriter(Protocol):
 class BatchLog(Protocol):
     """Reads of topics outside any group, read_committed."""
 
-    async def ends(self, topic: str) -> tuple[int, ...]:
-        """The last stable offset of each partition: where the next committed record would be at the earliest."""
+    async def ends(self, topic: str, *, committed: bool = True) -> tuple[int, ...]:
+        """Per partition the last stable offset, or with `committed=False` the high watermark, open transactions too."""
+        ...
+
+    async def progress(self, topic: str) -> Mapping[int, Progress]:
+        """Per partition how far the consumers have committed; partitions without an offset are absent."""
         ...
 
     def scan(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Message]:

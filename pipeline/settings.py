@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipeline.errors import SettingError
@@ -34,7 +34,9 @@ class EtcdSettings(BaseModel):
     @model_validator(mode="after")
     def _lease_outlives_retries(self) -> Self:
         if self.keep_alive_s + 2 * self.timeout_s > self.lease_ttl_s:
-            raise ValueError("keep_alive_s + 2 × timeout_s must not exceed lease_ttl_s, or a slow etcd loses the leader")
+            raise ValueError(
+                "keep_alive_s + 2 * timeout_s must not exceed lease_ttl_s, or a slow etcd loses the leader"
+            )
         return self
 
 
@@ -133,5 +135,7 @@ class Settings(BaseSettings):
             if source.name == name:
                 return source
         raise SettingError(
-            f"{ENV_PREFIX}SOURCES", f"no source is called {name!r}", hint=f"Known: {', '.join(s.name for s in self.sources)}."
+            f"{ENV_PREFIX}SOURCES",
+            f"no source is called {name!r}",
+            hint=f"Known: {', '.join(s.name for s in self.sources)}.",
         )

@@ -1,0 +1,116 @@
+"""Reads of topics outside any group, read_committed, in bounded stretches."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from pipeline.adapters.kafka import ClientThread, client_config, consumer_group, unavailable
+from pipeline.adapters.offsets import GroupOffsets
+from pipeline.errors import BusUnavailable
+from pipeline.ports import Message, Place, Progress
+from pipeline.settings import KafkaSettings
+
+FETCH_MESSAGES_MAX: Final = 64
+POLL_S: Final = 0.2
+SILENCE_MAX_S: Final = 30.0
+"""A scan that gets neither a record nor the end of the partition for this long names the broker as down."""
+
+
+class KafkaBatchLog:
+    """A consumer that assigns itself what it is asked for and commits nothing."""
+
+    def __init__(self, settings: KafkaSettings, deployment: str) -> None:
+        self._settings = settings
+        self._deployment = deployment
+        self._offsets = GroupOffsets(settings)
+        self._thread = ClientThread("kafka-log")
+        self._consumer: Consumer | None = None
+
+    async def ends(self, topic: str, *, committed: bool = True) -> tuple[int, ...]:
+        """Last stable offsets, or high watermarks. Raises BusUnavailable."""
+        return await self._offsets.ends(topic, committed=committed)
+
+    async def starts(self, topic: str) -> tuple[int, ...]:
+        """Log start offsets. Raises BusUnavailable."""
+        return await self._offsets.starts(topic)
+
+    async def progress(self, topic: str) -> Mapping[int, Progress]:
+        """How far the consumers have committed, by partition. Raises BusUnavailable."""
+        partitions = len(await self._offsets.ends(topic, committed=False))
+        found = await self._offsets.committed(consumer_group(self._deployment), topic, partitions)
+        return {p: Progress(at.offset, int(at.metadata or 0)) for p, at in found.items()}
+
+    async def scan(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Message]:
+        """Committed records in [start, end). Raises BusUnavailable.
+
+        Not for use by two tasks at once: one consumer serves the scans in turn.
+        """
+        if start >= end:
+            return
+        await self._thread.call(self._seek, topic, partition, start)
+        silent_s = 0.0
+        while silent_s < SILENCE_MAX_S:
+            messages, reached = await self._thread.call(self._fetch)
+            silent_s = 0.0 if messages else silent_s + POLL_S
+            for message in messages:
+                if message.place.offset >= end:
+                    return
+                yield message
+                if message.place.offset == end - 1:
+                    return
+            if reached >= end:
+                return
+        raise BusUnavailable(
+            f"no record and no end of {topic}[{partition}] in {SILENCE_MAX_S:.0f} s",
+            address=self._settings.bootstrap_servers,
+        )
+
+    async def close(self) -> None:
+        """Let the clients go."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await self._thread.call(consumer.close)
+        self._thread.end()
+        await self._offsets.close()
+
+    def _seek(self, topic: str, partition: int, start: int) -> None:
+        if self._consumer is None:
+            self._consumer = Consumer(
+                client_config(self._settings)
+                | {
+                    "group.id": f"{self._deployment}-log",
+                    "enable.auto.commit": False,
+                    "auto.offset.reset": "error",
+                    "isolation.level": "read_committed",
+                    "enable.partition.eof": True,
+                    "fetch.wait.max.ms": 100,
+                    "message.max.bytes": self._settings.message_max_bytes,
+                }
+            )
+        try:
+            self._consumer.assign([TopicPartition(topic, partition, start)])
+        except KafkaException as error:
+            raise unavailable(self._settings, error) from error
+
+    def _fetch(self) -> tuple[list[Message], int]:
+        """Records, and the offset up to which the partition is known to hold nothing more."""
+        assert self._consumer is not None  # noqa: S101 - scan() seeks first
+        reached = -1
+        messages = []
+        for raw in self._consumer.consume(FETCH_MESSAGES_MAX, POLL_S):
+            error = raw.error()
+            if error is None:
+                messages.append(message_of(raw))
+            elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - a public code with an odd name
+                reached = raw.offset()
+            elif not error.retriable():
+                raise unavailable(self._settings, error)
+        return messages, reached
+
+
+def message_of(raw: Any, generation: Any = None) -> Message:
+    """Our view of librdkafka's message."""
+    return Message(Place(raw.topic(), raw.partition(), raw.offset()), raw.key() or b"", raw.value() or b"", generation)

@@ -1,0 +1,113 @@
+"""The topics of a deployment: made once, checked at every start, never silently made again."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
+
+from pipeline.adapters.kafka import CALL_TIMEOUT_S, ClientThread, Topics, client_config, consumer_group, unavailable
+from pipeline.errors import DeploymentHalted, SettingError
+from pipeline.settings import KafkaSettings, SourceSettings
+
+CONSUMER_SESSION_S: Final = 6
+"""How long a silent consumer keeps its partitions (Kafka group config consumer.session.timeout.ms, KIP-848)."""
+
+CONSUMER_HEARTBEAT_S: Final = 2
+
+DURABLE_REPLICATION: Final = 3
+"""From this replication factor on, a write needs two replicas (min.insync.replicas)."""
+
+
+class TopicAdmin:
+    """Makes and checks topics and the consumer group's session timeout."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._topics = Topics(settings.topic_prefix)
+        self._admin = AdminClient(client_config(settings))
+        self._thread = ClientThread("kafka-topics")
+
+    async def prepare(self, deployment: str, sources: list[SourceSettings], used: frozenset[str]) -> None:
+        """Make what is missing; refuse what does not fit.
+
+        Args:
+            deployment: names the consumer group.
+            sources: each has one topic of batches with a partition per shard.
+            used: sources that have assignments already; their topics must be there.
+
+        Raises DeploymentHalted when a topic in use is gone, SettingError when a topic has another number of
+        partitions, BusUnavailable.
+        """
+        await self._thread.call(self._prepare, deployment, sources, used)
+
+    async def close(self) -> None:
+        """Let the client go."""
+        self._thread.end()
+
+    def _prepare(self, deployment: str, sources: list[SourceSettings], used: frozenset[str]) -> None:
+        wanted = {self._topics.batches(source.name): source.shards for source in sources}
+        wanted |= {self._topics.signed: self._settings.signed_partitions, self._topics.rejected: 1}
+        present = self._present()
+        in_use = {self._topics.batches(name) for name in used} | ({self._topics.signed} if used else set())
+        for topic in sorted(in_use - present.keys()):
+            raise DeploymentHalted(
+                f"topic {topic} is gone, but batches of it were assigned.",
+                hint="Nothing was signed. See docs/operations.md, 'A deleted topic'.",
+            )
+        for topic, partitions in wanted.items():
+            if topic not in present:
+                self._create(topic, partitions)
+            elif present[topic] != partitions:
+                raise SettingError(
+                    "ONCESIGN_SOURCES"
+                    if topic in {self._topics.batches(s.name) for s in sources}
+                    else "ONCESIGN_KAFKA__SIGNED_PARTITIONS",
+                    f"topic {topic} has {present[topic]} partitions, the settings say {partitions}",
+                    hint="The count is fixed when a topic is made; set it to what the topic has.",
+                )
+        self._set_session(consumer_group(deployment))
+
+    def _present(self) -> dict[str, int]:
+        try:
+            metadata = self._admin.list_topics(timeout=CALL_TIMEOUT_S)
+        except KafkaException as error:
+            raise unavailable(self._settings, error) from error
+        return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
+
+    def _create(self, topic: str, partitions: int) -> None:
+        replication = self._settings.replication_factor
+        config: dict[str, Any] = {
+            "cleanup.policy": "delete",
+            "max.message.bytes": str(self._settings.message_max_bytes),
+            "min.insync.replicas": "2" if replication >= DURABLE_REPLICATION else "1",
+            "message.timestamp.type": "CreateTime",
+        }
+        new = NewTopic(topic, num_partitions=partitions, replication_factor=replication, config=config)
+        future = self._admin.create_topics([new], operation_timeout=CALL_TIMEOUT_S)[topic]
+        try:
+            future.result(CALL_TIMEOUT_S)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise unavailable(self._settings, error) from error
+
+    def _set_session(self, group: str) -> None:
+        entries = {
+            "consumer.session.timeout.ms": CONSUMER_SESSION_S * 1000,
+            "consumer.heartbeat.interval.ms": CONSUMER_HEARTBEAT_S * 1000,
+        }
+        resource = ConfigResource(
+            ResourceType.GROUP,
+            group,
+            incremental_configs=[
+                ConfigEntry(name, str(value), incremental_operation=AlterConfigOpType.SET)
+                for name, value in entries.items()
+            ],
+        )
+        futures = self._admin.incremental_alter_configs([resource])
+        # A broker may bound or forbid group configs; then its own session timeout holds, and a dead consumer's
+        # partitions move later. That is slower, not wrong.
+        with contextlib.suppress(KafkaException):
+            futures[resource].result(CALL_TIMEOUT_S)
