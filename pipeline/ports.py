@@ -390,7 +390,9 @@ class Assigner(Protocol):
         """Free the keys of published batches and forget their assignments. Idempotent."""
         ...
 
-    async def halt(self, stream: Stream, reason: str) -> None: ...
+    async def halt(self, stream: Stream, reason: str) -> None:
+        """Nothing of this stream is assigned any more until an operator acts. Idempotent."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,6 +418,6 @@ class Signers(Protocol):
         """Raises LedgerRefused, SigningRefused (halt the stream), DependencyDown or RuntimeFault (sign again)."""
         ...
 
-    def free_slots(self) -> int:
-        """How many jobs may be given now without waiting for others."""
+    def slots(self) -> int:
+        """How many jobs the pool works on at once."""
         ...

@@ -69,7 +69,8 @@ class KafkaTransactions:
                 producer.produce(
                     record.topic, value=record.value, key=record.key, partition=record.partition, on_delivery=_ignore
                 )
-            producer.send_offsets_to_transaction(list(offsets), group, CALL_TIMEOUT_S)
+            if offsets:
+                producer.send_offsets_to_transaction(list(offsets), group, CALL_TIMEOUT_S)
         except (KafkaException, BufferError) as error:
             raise self._aborted(producer, error) from error
         return self._commit(producer)

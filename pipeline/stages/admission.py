@@ -1,0 +1,54 @@
+"""From a Kafka record to a request for a key: decode, check that it is ours, count what can be signed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from pipeline.errors import MalformedBatch
+from pipeline.ethereum.batch import Batch
+from pipeline.ethereum.validity import RULES_VERSION, judge
+from pipeline.ports import AssignRequest, Message
+from pipeline.stream import Stream
+
+
+class Admission:
+    """What this deployment takes from tx.batches.*."""
+
+    def __init__(self, chain_ids: Mapping[str, int], source_of_topic: Mapping[str, str]) -> None:
+        """`chain_ids` by source name; `source_of_topic` names the one source each topic is for."""
+        self._chain_ids = chain_ids
+        self._source_of_topic = source_of_topic
+
+    def stream_of(self, message: Message) -> Stream:
+        """The stream that a partition carries, whatever its records say."""
+        return Stream(self._source_of_topic[message.place.topic], message.place.partition)
+
+    def request(self, message: Message, worker: str, node: str, signed_from: tuple[int, ...]) -> AssignRequest:
+        """Decode and validate. Raises MalformedBatch for anything that must not be assigned."""
+        batch = Batch.decode(message.value)
+        header = batch.header
+        if header.stream != self.stream_of(message):
+            raise MalformedBatch(f"{message.place} holds a batch of unknown stream {header.stream}.")
+        if header.chain_id != self._chain_ids[header.stream.source]:
+            raise MalformedBatch(
+                f"{message.place} is for chain {header.chain_id}, but source {header.stream.source} is for chain "
+                f"{self._chain_ids[header.stream.source]}."
+            )
+        return AssignRequest(
+            stream=header.stream,
+            seq=header.seq,
+            prev=header.prev,
+            cursor=header.cursor,
+            digest=batch.digest,
+            chain_id=header.chain_id,
+            system_id=header.system_id,
+            rows=batch.rows.num_rows,
+            count=int(np.count_nonzero(judge(batch) == 0)),
+            rules_version=RULES_VERSION,
+            worker=worker,
+            node=node,
+            batch_offset=message.place.offset,
+            signed_from=signed_from,
+        )

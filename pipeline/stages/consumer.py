@@ -1,0 +1,404 @@
+"""The batch consumer: batches in, signed records out, each in the Kafka transaction that commits its offset.
+
+Three loops share the queues. Only the first touches the subscription, and only it resets:
+
+    poll     Kafka → queues             never stops; a full partition is paused
+    assign   NEW → key and nonces → signer pool, several batches in flight
+    commit   DONE heads → one Kafka transaction {signed, rejected, offsets last} → release
+
+A failed round, or a new generation of the group, throws away everything between poll and commit and goes back to the
+committed offsets: the assignments are bound for ever, so the same batches come out as the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pipeline.errors import (
+    AmbiguousRound,
+    BusUnavailable,
+    DependencyDown,
+    LedgerRefused,
+    MalformedBatch,
+    NotLeader,
+    OncesignError,
+    RoundAborted,
+    RuntimeFault,
+    SigningRefused,
+)
+from pipeline.ports import (
+    Assigned,
+    Assigner,
+    AssignReply,
+    BatchLog,
+    BatchSubscription,
+    Clock,
+    Message,
+    Published,
+    Refused,
+    RoundWriter,
+    Signers,
+    SignJob,
+)
+from pipeline.settings import PoolSettings
+from pipeline.stages.admission import Admission
+from pipeline.stages.backoff import Backoff
+from pipeline.stages.publication import records_of
+from pipeline.stages.work import Partition, Queues, Round, State, Work
+from pipeline.stream import Stream
+
+log = logging.getLogger(__name__)
+
+POLL_MESSAGES_MAX: Final = 32
+POLL_TIMEOUT_S: Final = 0.1
+ASSIGN_DEADLINE_S: Final = 2.0
+ASSIGN_AHEAD: Final = 4
+"""Batches that may have a key before a signer is free for them, so that no signer waits for the key manager."""
+
+ENDS_REFRESH_S: Final = 5.0
+RELEASE_WAITING_MAX: Final = 4096
+"""Beyond this, published batches are left to the sweeper to release."""
+
+DRAIN_S: Final = 20.0
+DRAIN_LOOK_S: Final = 0.05
+WAKE_S: Final = 0.5
+"""A loop looks again after this long even if nobody woke it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """Who holds a key: a consumer slot's incarnation, and where it runs."""
+
+    name: str
+    node: str
+
+
+@dataclass(slots=True)
+class ConsumerCount:
+    """What a consumer has done since it started."""
+
+    batches: int = 0
+    signed: int = 0
+    rejected: int = 0
+    skipped: int = 0
+    rounds: int = 0
+    rounds_aborted: int = 0
+    waiting_for_key: int = 0
+    in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outlets:
+    """Where signed and rejected go."""
+
+    signed: str
+    rejected: str
+    signed_partitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerPorts:
+    """What a consumer needs of the world."""
+
+    subscription: BatchSubscription
+    writer: RoundWriter
+    assigner: Assigner
+    signers: Signers
+    log: BatchLog
+    clock: Clock
+
+
+class BatchConsumer:
+    """One member of the consumer group, with its own transactional producer."""
+
+    def __init__(
+        self, worker: Worker, ports: ConsumerPorts, admission: Admission, outlets: Outlets, settings: PoolSettings
+    ) -> None:
+        self._worker = worker
+        self._subscription = ports.subscription
+        self._writer = ports.writer
+        self._assigner = ports.assigner
+        self._signers = ports.signers
+        self._log = ports.log
+        self._clock = ports.clock
+        self._admission = admission
+        self._outlets = outlets
+        self._settings = settings
+        self._queues = Queues()
+        self._epoch = 0
+        self._generation: Any = None
+        self._broken = True  # the first poll opens the writer
+        self._committing = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._signing: set[asyncio.Task[None]] = set()
+        self._published: list[tuple[Stream, int]] = []
+        self._signed_from: tuple[int, ...] = ()
+        self._ends_at_s = 0.0
+        self.halted: dict[Partition, str] = {}
+        self.count = ConsumerCount()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until told to stop, then finish what has a key.
+
+        Raises ProducerFenced, DeploymentHalted, and DependencyDown after bounded retries.
+        """
+        loops = [
+            asyncio.create_task(self._poll(stop), name="poll"),
+            asyncio.create_task(self._assign(stop), name="assign"),
+            asyncio.create_task(self._commit(), name="commit"),
+            asyncio.create_task(self._release(), name="release"),
+        ]
+        try:
+            await _first_end(loops, stop)
+            await self._drain(loops)
+        finally:
+            await _cancel([*loops, *self._signing])
+
+    # ── poll ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _poll(self, stop: asyncio.Event) -> None:
+        backoff = Backoff(self._clock)
+        while True:
+            try:
+                if self._broken:
+                    await self._reset()
+                await self._refresh_ends()
+                await self._subscription.pause(self._pausing())
+                messages = await self._subscription.poll(POLL_MESSAGES_MAX, POLL_TIMEOUT_S)
+                backoff.reset()
+            except DependencyDown as error:
+                log.warning("consumer %s: failed, tries again: %s", self._worker.name, error)
+                self._broken = True
+                await backoff.pause(error)
+                continue
+            self._forget_revoked()
+            if not stop.is_set():
+                await self._accept(messages)
+
+    async def _accept(self, messages: Sequence[Message]) -> None:
+        if messages and messages[0].generation != self._generation:
+            # Work of an older generation may belong to another member by now; none of it is committed.
+            self._generation = messages[0].generation
+            await self._reset()
+            return
+        for message in messages:
+            if (message.place.topic, message.place.partition) in self.halted:
+                continue
+            try:
+                request = self._admission.request(message, self._worker.name, self._worker.node, self._signed_from)
+            except MalformedBatch as error:
+                await self._halt(message, str(error), persist=True)
+            else:
+                self._queues.add(Work(message, request))
+        self._changed.set()
+
+    async def _reset(self) -> None:
+        """Throw away what is not committed; settle what the writer left; go back to the committed offsets."""
+        self._epoch += 1
+        await _cancel(self._signing)
+        self._signing.clear()
+        self._queues.clear()
+        async with self._committing:  # a commit under way must end before its offsets are read
+            await self._writer.open()
+            await self._subscription.rewind(self._subscription.assigned())
+            self._broken = False
+
+    async def _refresh_ends(self) -> None:
+        now = self._clock.monotonic_s()
+        if not self._signed_from or now - self._ends_at_s > ENDS_REFRESH_S:
+            self._signed_from = await self._log.ends(self._outlets.signed)
+            self._ends_at_s = now
+
+    def _pausing(self) -> frozenset[Partition]:
+        return self._queues.full(self._settings.buffered_batches_max) | frozenset(self.halted)
+
+    def _forget_revoked(self) -> None:
+        mine = self._subscription.assigned()
+        self._queues.drop({p for p in self._queues.by_partition if p not in mine})
+        for partition, reason in self._subscription.halted().items():
+            if partition not in self.halted:
+                log.error("partition %s: denied: %s", partition, reason)
+                self.halted[partition] = reason
+
+    async def _halt(self, message: Message, reason: str, *, persist: bool) -> None:
+        partition = (message.place.topic, message.place.partition)
+        stream = self._admission.stream_of(message)
+        log.error("stream %s: denied, halted: %s", stream, reason)
+        self.halted[partition] = reason
+        # What is ahead of the halting batch is finished and committed; the batch and what follows it is not.
+        queue = self._queues.by_partition.get(partition)
+        while queue and queue[-1].message.place.offset >= message.place.offset:
+            queue.pop()
+        if persist:
+            await self._assigner.halt(stream, reason)
+
+    # ── assign and sign ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _assign(self, stop: asyncio.Event) -> None:
+        backoff = Backoff(self._clock)
+        while not stop.is_set():
+            room = self._signers.slots() + ASSIGN_AHEAD - self._queues.in_state(State.ASKED, State.SIGNING)
+            works = self._queues.to_assign(room) if room > 0 else []
+            if not works:
+                await self._wait_for_change()
+                continue
+            try:
+                await self._ask(works)
+                backoff.reset()
+            except (DependencyDown, NotLeader, RuntimeFault) as error:
+                log.warning("consumer %s: no answer from the key manager: %s", self._worker.name, error)
+                await backoff.pause(error)
+
+    async def _ask(self, works: list[Work]) -> None:
+        epoch = self._epoch
+        for work in works:
+            work.state = State.ASKED
+        try:
+            replies = await self._assigner.assign([work.request for work in works], ASSIGN_DEADLINE_S)
+        except BaseException:
+            for work in works:
+                work.state = State.NEW
+            raise
+        if epoch != self._epoch:
+            return
+        for work, reply in zip(works, replies, strict=True):
+            await self._take(work, reply)
+        self.count.waiting_for_key = sum(work.state is State.NEW for work in works)
+        self.count.in_flight = self._queues.in_state(State.SIGNING)
+
+    async def _take(self, work: Work, reply: AssignReply) -> None:
+        match reply:
+            case Assigned():
+                work.state = State.SIGNING
+                work.assignment = reply.assignment
+                task = asyncio.create_task(self._sign(work, reply, self._epoch))
+                self._signing.add(task)
+                task.add_done_callback(self._signing.discard)
+            case Published():
+                work.state = State.DONE
+                self._changed.set()
+            case Refused(reason):
+                work.state = State.NEW
+                await self._halt(work.message, reason, persist=False)
+            case _:  # Waiting
+                work.state = State.NEW
+
+    async def _sign(self, work: Work, assigned: Assigned, epoch: int) -> None:
+        backoff = Backoff(self._clock)
+        while True:
+            try:
+                signed = await self._signers.sign(SignJob(work.message.value, assigned))
+                break
+            except (LedgerRefused, SigningRefused) as error:
+                if epoch == self._epoch:
+                    await self._halt(work.message, str(error), persist=True)
+                return
+            except (DependencyDown, RuntimeFault) as error:
+                log.warning("batch %s %s: failed, signed again: %s", work.request.stream, work.request.seq, error)
+                await backoff.pause(error)
+        if epoch == self._epoch:
+            work.signed = signed
+            work.state = State.DONE
+            self._changed.set()
+
+    # ── commit and release ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _commit(self) -> None:
+        while True:
+            if self._broken or self._queues.next_round(self._settings.round_bytes_max) is None:
+                await self._wait_for_change()
+                continue
+            async with self._committing:
+                done = self._queues.next_round(self._settings.round_bytes_max)
+                if done is not None and not self._broken:
+                    await self._commit_round(done)
+
+    async def _commit_round(self, done: Round) -> None:
+        records = [record for work in done.works for record in self._records(work)]
+        try:
+            certain = await self._writer.commit(records, done.progress(), done.generation)
+        except (RoundAborted, AmbiguousRound, BusUnavailable) as error:
+            log.warning("consumer %s: round failed, everything is read again: %s", self._worker.name, error)
+            self.count.rounds_aborted += 1
+            self._broken = True
+            return
+        self._queues.remove(done)
+        self._tally(done)
+        if certain:
+            self._to_release(done)
+        else:
+            # It committed, but slower than socket.timeout.ms: the sweeper releases it after reading it back.
+            self._broken = True
+        self._changed.set()
+
+    def _records(self, work: Work) -> list[Any]:
+        if work.assignment is None or work.signed is None:
+            return []
+        outlets = self._outlets
+        return records_of(work.assignment, work.signed, outlets.signed, outlets.rejected, outlets.signed_partitions)
+
+    def _tally(self, done: Round) -> None:
+        self.count.rounds += 1
+        for work in done.works:
+            if work.assignment is None:
+                self.count.skipped += 1
+                continue
+            self.count.batches += 1
+            self.count.signed += work.assignment.count
+            self.count.rejected += work.assignment.rows - work.assignment.count
+
+    def _to_release(self, done: Round) -> None:
+        room = RELEASE_WAITING_MAX - len(self._published)
+        self._published += [(w.request.stream, w.request.seq) for w in done.works if w.assignment is not None][:room]
+
+    async def _release(self) -> None:
+        while True:
+            batches, self._published = self._published, []
+            if not batches:
+                await self._wait_for_change()
+                continue
+            try:
+                await self._assigner.release(batches, self._worker.name)
+            except OncesignError as error:
+                # The sweeper finds these assignments published and releases them.
+                log.warning("consumer %s: release failed, left to the sweeper: %s", self._worker.name, error)
+
+    # ── ending ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _drain(self, loops: list[asyncio.Task[None]]) -> None:
+        """Commit what has a key; polling goes on so that the group keeps us."""
+        deadline_s = self._clock.monotonic_s() + DRAIN_S
+        while self._clock.monotonic_s() < deadline_s:
+            busy = self._queues.in_state(State.ASKED, State.SIGNING, State.DONE) or self._published
+            if not busy or any(loop.done() for loop in loops if loop.get_name() != "assign"):
+                return
+            await self._clock.sleep(DRAIN_LOOK_S)
+
+    async def _wait_for_change(self) -> None:
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), WAKE_S)
+
+
+async def _first_end(loops: Iterable[asyncio.Task[None]], stop: asyncio.Event) -> None:
+    """Until told to stop, or until a loop failed; then its error is raised."""
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        done, _ = await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        await _cancel([stopping])
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """End tasks and wait until they have ended; their errors have been dealt with elsewhere."""
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)

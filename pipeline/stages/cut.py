@@ -1,0 +1,48 @@
+"""Where one batch ends and the next begins: fixed by the reader, for good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+ROW_OVERHEAD_BYTES: Final = 224
+"""What a row takes beside data and access list, in the larger of its batch (columns) and its signed record (nonce,
+hash, signature, RLP)."""
+
+ADDRESS_BYTES: Final = 24
+STORAGE_KEY_BYTES: Final = 36
+
+
+def row_bytes(rows: pa.RecordBatch) -> NDArray[np.int64]:
+    """An upper bound of what each row takes in its batch or its signed record."""
+    data = pc.binary_length(rows.column("data")).to_numpy(zero_copy_only=False).astype(np.int64)
+    return data + ROW_OVERHEAD_BYTES + _access_list_bytes(rows.column("access_list"))
+
+
+def _access_list_bytes(lists: pa.ListArray) -> NDArray[np.int64]:
+    bounds = lists.offsets.to_numpy().astype(np.int64)
+    keys = lists.values.field("storage_keys").offsets.to_numpy().astype(np.int64)
+    if lists.values.offset:
+        keys = keys[lists.values.offset :]
+    addresses = np.diff(bounds)
+    return addresses * ADDRESS_BYTES + np.diff(keys[bounds]) * STORAGE_KEY_BYTES
+
+
+def cut(rows: pa.RecordBatch, rows_max: int, bytes_max: int) -> Iterator[pa.RecordBatch]:
+    """Split rows, in order, into batches within both bounds; a single row is never split.
+
+    Whether the last one is full is for the caller to see from its size.
+    """
+    total = np.cumsum(row_bytes(rows))
+    start = 0
+    while start < rows.num_rows:
+        before = total[start - 1] if start else 0
+        fits = int(np.searchsorted(total, before + bytes_max, side="right"))
+        end = max(start + 1, min(fits, start + rows_max))
+        yield rows.slice(start, end - start)
+        start = end

@@ -1,0 +1,32 @@
+"""What a finished batch puts on Kafka, and where."""
+
+from __future__ import annotations
+
+from pipeline.assignment.records import Assignment
+from pipeline.ports import Outgoing, SignedBatch
+from pipeline.stream import Stream
+
+
+def partition_of(address: str, shard: int, partitions: int) -> int:
+    """The partition of tx.signed for a sender, so that one sender's nonces stay in order on one partition.
+
+    A batch without a signable row has no sender; its shard decides.
+    """
+    return int(address[-8:], 16) % partitions if address else shard % partitions
+
+
+def records_of(
+    assignment: Assignment, signed: SignedBatch, signed_topic: str, rejected_topic: str, partitions: int
+) -> list[Outgoing]:
+    """The signed record and one record per rejected row."""
+    partition = partition_of(assignment.address, assignment.stream.shard, partitions)
+    sender = bytes.fromhex(assignment.address.removeprefix("0x"))
+    stream_key = key_of(assignment.stream)
+    return [Outgoing(signed_topic, partition, sender, signed.record)] + [
+        Outgoing(rejected_topic, 0, stream_key, row) for row in signed.rejections
+    ]
+
+
+def key_of(stream: Stream) -> bytes:
+    """The key of a record that belongs to a stream and to no sender."""
+    return str(stream).encode()

@@ -1,0 +1,180 @@
+"""The batch reader: committed rows of one stream become numbered batches in Kafka, each row in exactly one.
+
+The order is `(created_xid, id)`, and only rows of transactions older than every running one are read, so that no row
+can commit behind the cursor. Batch and cursor are one Kafka transaction: after a crash the next reader fences this one
+and goes on from the cursor that was committed with the last batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import pyarrow as pa
+
+from pipeline.assignment.records import StreamRecord
+from pipeline.errors import AmbiguousRound, DependencyDown, RoundAborted, StreamHalted
+from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
+from pipeline.ports import Clock, ReaderPosition, Source, StreamWriter
+from pipeline.settings import ReaderSettings
+from pipeline.stages.backoff import Backoff
+from pipeline.stages.cut import cut
+from pipeline.stream import Cursor, Stream
+
+log = logging.getLogger(__name__)
+
+FETCH_BATCHES: Final = 4
+"""Batches per look at Postgres and per Kafka transaction, at the most."""
+
+LAG_LOOK_S: Final = 0.1
+"""How often a reader that is too far ahead looks whether the consumers have come closer."""
+
+IDLE_FIRST_S: Final = 0.01
+
+
+class Streams(Protocol):
+    """The key manager, as a reader sees it."""
+
+    async def open_stream(self, record: StreamRecord) -> StreamRecord:
+        """The stream's record, made if there is none. Raises StreamHalted when it is of another chain or database."""
+        ...
+
+
+@dataclass(slots=True)
+class ReaderCount:
+    """What a reader has done since it started."""
+
+    rows: int = 0
+    batches: int = 0
+    seq: int = 0
+    held_back: bool = False  #: waits because the consumers are too far behind
+
+
+class BatchReader:
+    """Reads one stream until told to stop."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        chain_id: int,
+        source: Source,
+        writer: StreamWriter,
+        streams: Streams,
+        clock: Clock,
+        settings: ReaderSettings,
+    ) -> None:
+        self._stream = stream
+        self._chain_id = chain_id
+        self._source = source
+        self._writer = writer
+        self._streams = streams
+        self._clock = clock
+        self._settings = settings
+        self._consumed = 0
+        self.count = ReaderCount()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Raises StreamHalted, ProducerFenced, and DependencyDown after bounded retries."""
+        backoff = Backoff(self._clock)
+        while not stop.is_set():
+            try:
+                position = await self._resume()
+                backoff.reset()
+                await self._follow(position, stop)
+            except (RoundAborted, AmbiguousRound) as error:
+                log.warning("reader %s: failed, resumes from Kafka: %s", self._stream, error)
+            except DependencyDown as error:
+                log.warning("reader %s: failed, tries again: %s", self._stream, error)
+                await backoff.pause(error)
+
+    async def _resume(self) -> ReaderPosition:
+        """Fence earlier readers and find the place to go on from. Raises StreamHalted."""
+        system_id = await self._source.system_id()
+        position = await self._writer.open()
+        record = await self._streams.open_stream(StreamRecord(self._stream, self._chain_id, system_id))
+        if position is None:
+            position = ReaderPosition(record.seq, record.cursor, record.digest, record.system_id)
+        check_position(self._stream, position, record, system_id)
+        self.count.seq = position.seq
+        return position
+
+    async def _follow(self, position: ReaderPosition, stop: asyncio.Event) -> None:
+        idle_s = IDLE_FIRST_S
+        while not stop.is_set():
+            await self._await_consumers(position.seq, stop)
+            batches = await self._next_batches(position)
+            if not batches:
+                await self._clock.sleep(idle_s)
+                idle_s = min(idle_s * 2, self._settings.poll_max_s)
+                continue
+            idle_s = IDLE_FIRST_S
+            position = await self._publish(batches)
+            if sum(batch.rows.num_rows for batch in batches) < self._settings.batch_rows_max:
+                # Pace instead of waiting with rows in hand: the first row after a pause goes out at once.
+                await self._clock.sleep(self._settings.linger_s)
+
+    async def _await_consumers(self, seq: int, stop: asyncio.Event) -> None:
+        """Hold back while more than lag_records_max batches wait in Kafka."""
+        while seq - self._consumed >= self._settings.lag_records_max and not stop.is_set():
+            self._consumed = await self._writer.consumed()
+            self.count.held_back = seq - self._consumed >= self._settings.lag_records_max
+            if self.count.held_back:
+                await self._clock.sleep(LAG_LOOK_S)
+
+    async def _next_batches(self, position: ReaderPosition) -> list[Batch]:
+        limit = self._settings.batch_rows_max * FETCH_BATCHES
+        table = await self._source.rows_after(self._stream.shard, position.cursor, limit)
+        return list(batches_of(self._stream, self._chain_id, position, table, self._settings))
+
+    async def _publish(self, batches: list[Batch]) -> ReaderPosition:
+        last = batches[-1]
+        position = ReaderPosition(last.header.seq, last.header.cursor, last.digest, last.header.system_id)
+        await self._writer.publish([batch.encode() for batch in batches], position)
+        self.count.rows += sum(batch.rows.num_rows for batch in batches)
+        self.count.batches += len(batches)
+        self.count.seq = position.seq
+        return position
+
+
+def check_position(stream: Stream, position: ReaderPosition, record: StreamRecord, system_id: str) -> None:
+    """Refuse to read on from a place that cannot be right. Raises StreamHalted."""
+    if position.system_id != system_id:
+        raise StreamHalted(
+            str(stream),
+            f"its cursor belongs to Postgres {position.system_id}, but the source is Postgres {system_id}",
+            hint="Point ONCESIGN_POSTGRES__DSN at the database that the stream was read from.",
+        )
+    if position.seq < record.seq:
+        raise StreamHalted(
+            str(stream), f"Kafka's cursor is at batch {position.seq}, but batch {record.seq} has been assigned"
+        )
+    if position.seq == record.seq and position.seq > 0 and position.digest != record.digest:
+        raise StreamHalted(str(stream), f"batch {position.seq} in Kafka is not the one that was assigned")
+
+
+def batches_of(
+    stream: Stream, chain_id: int, position: ReaderPosition, table: pa.Table, settings: ReaderSettings
+) -> list[Batch]:
+    """Cut rows that follow a position into batches that follow it."""
+    if table.num_rows == 0:
+        return []
+    rows = table.combine_chunks().to_batches()[0]
+    batches: list[Batch] = []
+    seq, prev = position.seq, position.cursor
+    for part in cut(rows, settings.batch_rows_max, settings.batch_bytes_max):
+        cursor = last_cursor(part)
+        seq += 1
+        header = BatchHeader(stream, seq, prev, cursor, chain_id, position.system_id)
+        batches.append(Batch.build(header, part.select(COLUMNS.names)))
+        prev = cursor
+        if len(batches) == FETCH_BATCHES:
+            break
+    return batches
+
+
+def last_cursor(rows: pa.RecordBatch) -> Cursor:
+    """The cursor of the last row."""
+    last = rows.num_rows - 1
+    return Cursor(rows.column("created_xid")[last].as_py(), rows.column("id")[last].as_py())
