@@ -11,13 +11,21 @@ from typing import Final
 
 import pyarrow as pa
 
+from pipeline.errors import MalformedBatch
+from pipeline.ethereum.columns import Columns
+from pipeline.ethereum.digest import digest
+from pipeline.ethereum.ipc import read_ipc, write_ipc
 from pipeline.stream import Cursor, Stream
 
 CODEC: Final = 1
 
 ACCESS_LIST: Final = pa.list_(
-    pa.struct([pa.field("address", pa.binary(20), nullable=False),
-               pa.field("storage_keys", pa.list_(pa.field("item", pa.binary(32), nullable=False)), nullable=False)])
+    pa.struct(
+        [
+            pa.field("address", pa.binary(20), nullable=False),
+            pa.field("storage_keys", pa.list_(pa.field("item", pa.binary(32), nullable=False)), nullable=False),
+        ]
+    )
 )
 
 COLUMNS: Final = pa.schema(
@@ -39,7 +47,7 @@ COLUMNS: Final = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class BatchHeader:
-    """Which batch of which stream this is: rows in `(prev, cursor]`, numbered `seq` = 1, 2, 3 …"""
+    """Which batch of which stream this is: rows in `(prev, cursor]`, numbered `seq` = 1, 2, 3 …."""
 
     stream: Stream
     seq: int
@@ -47,3 +55,68 @@ class BatchHeader:
     cursor: Cursor
     chain_id: int
     system_id: str
+
+    def lines(self) -> list[str]:
+        """As the digest sees it."""
+        fields = (CODEC, self.stream, self.seq, self.prev, self.cursor, self.chain_id, self.system_id)
+        return [str(field) for field in fields]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """A header, its rows, and the digest over both."""
+
+    header: BatchHeader
+    rows: pa.RecordBatch
+    columns: Columns
+    digest: str
+
+    @classmethod
+    def build(cls, header: BatchHeader, rows: pa.RecordBatch) -> Batch:
+        """A batch of rows with the schema COLUMNS. Raises MalformedBatch for another schema or no row."""
+        if not rows.schema.equals(COLUMNS, check_metadata=False):
+            raise MalformedBatch(f"batch {header.seq} of {header.stream} has columns {rows.schema.names}.")
+        if rows.num_rows == 0:
+            raise MalformedBatch(f"batch {header.seq} of {header.stream} has no row.")
+        columns = Columns.of(rows)
+        return cls(header, rows, columns, digest(header.lines(), columns))
+
+    def encode(self) -> bytes:
+        """The value of its record."""
+        header = self.header
+        return write_ipc(
+            self.rows,
+            {
+                "codec": str(CODEC),
+                "source": header.stream.source,
+                "shard": str(header.stream.shard),
+                "seq": str(header.seq),
+                "prev": str(header.prev),
+                "cursor": str(header.cursor),
+                "chain_id": str(header.chain_id),
+                "digest": self.digest,
+                "system_id": header.system_id,
+            },
+        )
+
+    @classmethod
+    def decode(cls, value: bytes) -> Batch:
+        """Raises MalformedBatch unless it is a batch of this codec whose content has the digest it carries."""
+        rows, fields = read_ipc(value)
+        try:
+            if int(fields["codec"]) != CODEC:
+                raise MalformedBatch(f"the batch has codec {fields['codec']}; this version reads {CODEC}.")
+            header = BatchHeader(
+                Stream(fields["source"], int(fields["shard"])),
+                int(fields["seq"]),
+                Cursor.parse(fields["prev"]),
+                Cursor.parse(fields["cursor"]),
+                int(fields["chain_id"]),
+                fields["system_id"],
+            )
+        except (KeyError, ValueError) as error:
+            raise MalformedBatch(f"the batch's metadata lacks or garbles {error}.") from error
+        batch = cls.build(header, rows)
+        if batch.digest != fields.get("digest"):
+            raise MalformedBatch(f"batch {header.seq} of {header.stream} does not have the digest that it carries.")
+        return batch

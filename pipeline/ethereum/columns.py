@@ -1,0 +1,126 @@
+"""A batch's columns as numpy arrays over the Arrow buffers, for the loops that read every row.
+
+Copies are made only where a slice or a null would otherwise leave other bytes in view.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+U8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """n rows. Offsets start at 0; values under a null are zero; all arrays are read-only and contiguous."""
+
+    tx_id: NDArray[np.int64]  #: (n,)
+    type: U8  #: (n,)
+    chain_id: NDArray[np.uint64]  #: (n,)
+    to: U8  #: (n, 20)
+    to_valid: U8  #: (n,) 0 = contract creation
+    value: U8  #: (n, 32) wei, big-endian
+    gas_limit: NDArray[np.uint64]  #: (n,)
+    max_fee: NDArray[np.uint64]  #: (n,) wei per gas
+    priority: NDArray[np.uint64]  #: (n,) wei per gas
+    priority_valid: U8  #: (n,)
+    data_offsets: NDArray[np.int32]  #: (n + 1,)
+    data: U8  #: (data_offsets[n],)
+    list_valid: U8  #: (n,) 0 = no access list
+    list_offsets: NDArray[np.int32]  #: (n + 1,) into addresses
+    addresses: U8  #: (m, 20)
+    key_offsets: NDArray[np.int32]  #: (m + 1,) into storage_keys
+    storage_keys: U8  #: (k, 32)
+    defect: U8  #: (n,)
+
+    @classmethod
+    def of(cls, rows: pa.RecordBatch) -> Columns:
+        """The columns of a record batch of ethereum.batch.COLUMNS."""
+        to, to_valid = _fixed(rows.column("to"), 20)
+        value, _ = _fixed(rows.column("value"), 32)
+        priority, priority_valid = _numbers(rows.column("max_priority_fee_per_gas"), np.uint64)
+        data_offsets, data = _binary(rows.column("data"))
+        lists = rows.column("access_list")
+        list_offsets, entries = _list(lists)
+        key_offsets, keys = _list(entries.field("storage_keys"))
+        return cls(
+            tx_id=_numbers(rows.column("tx_id"), np.int64)[0],
+            type=_numbers(rows.column("type"), np.uint8)[0],
+            chain_id=_numbers(rows.column("chain_id"), np.uint64)[0],
+            to=to,
+            to_valid=to_valid,
+            value=value,
+            gas_limit=_numbers(rows.column("gas_limit"), np.uint64)[0],
+            max_fee=_numbers(rows.column("max_fee_per_gas"), np.uint64)[0],
+            priority=priority,
+            priority_valid=priority_valid,
+            data_offsets=data_offsets,
+            data=data,
+            list_valid=_valid(lists),
+            list_offsets=list_offsets,
+            addresses=_fixed(entries.field("address"), 20)[0],
+            key_offsets=key_offsets,
+            storage_keys=_fixed(keys, 32)[0],
+            defect=_numbers(rows.column("defect"), np.uint8)[0],
+        )
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """Contiguous and read-only, so that compiled loops see one type of array."""
+    array = np.ascontiguousarray(array)
+    array.flags.writeable = False
+    return array
+
+
+def _valid(array: pa.Array) -> U8:
+    if array.null_count == 0:
+        return _frozen(np.ones(len(array), np.uint8))
+    return _frozen(array.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8))
+
+
+def _raw(buffer: pa.Buffer | None, dtype: Any, start: int, count: int) -> NDArray[Any]:
+    if buffer is None or count == 0:
+        return np.zeros(count, dtype)
+    return np.frombuffer(buffer, dtype, count=count, offset=start * np.dtype(dtype).itemsize)
+
+
+def _numbers(array: pa.Array, dtype: Any) -> tuple[NDArray[Any], U8]:
+    values = _raw(array.buffers()[1], dtype, array.offset, len(array))
+    valid = _valid(array)
+    if array.null_count:
+        values = np.where(valid == 1, values, np.zeros(1, dtype))
+    return _frozen(values), valid
+
+
+def _fixed(array: pa.Array, width: int) -> tuple[U8, U8]:
+    raw = _raw(array.buffers()[1], np.uint8, array.offset * width, len(array) * width).reshape(len(array), width)
+    valid = _valid(array)
+    if array.null_count:
+        raw = raw * valid[:, None]
+    return _frozen(raw), valid
+
+
+def _offsets(array: pa.Array) -> tuple[NDArray[np.int32], int, int]:
+    """Offsets from 0, and the bounds in the child of which they speak. A null is an empty stretch."""
+    raw = _raw(array.buffers()[1], np.int32, array.offset, len(array) + 1)
+    if array.null_count:
+        lengths = np.where(_valid(array) == 1, np.diff(raw), 0)
+        if int(lengths.sum()) != int(raw[-1] - raw[0]):
+            # A null over a non-empty stretch is legal Arrow; rebuilding it through Python keeps this path simple.
+            return _offsets(pa.array(array.to_pylist(), array.type))
+    return _frozen((raw - raw[0]).astype(np.int32)), int(raw[0]), int(raw[-1])
+
+
+def _binary(array: pa.Array) -> tuple[NDArray[np.int32], U8]:
+    offsets, start, end = _offsets(array)
+    return offsets, _frozen(_raw(array.buffers()[2], np.uint8, start, end - start))
+
+
+def _list(array: pa.Array) -> tuple[NDArray[np.int32], Any]:
+    offsets, start, end = _offsets(array)
+    return offsets, array.values.slice(start, end - start)

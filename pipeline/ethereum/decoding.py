@@ -1,0 +1,203 @@
+"""The verifier's own reader of signed transactions; shares no code with the kernel.
+
+Plain Python, strict: canonical RLP only (Yellow Paper, appendix B), no trailing byte, low s (EIP-2), known types. The
+sender is recovered with coincurve's public API and the hash is pysha3's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from coincurve import PublicKey
+from sha3 import keccak_256
+
+from pipeline.errors import MalformedBatch
+
+HALF_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
+ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+EIP_155_V: Final = 35
+
+Item: TypeAlias = "bytes | list[Item]"
+AccessList: TypeAlias = tuple[tuple[bytes, tuple[bytes, ...]], ...]
+
+FIELDS: Final = {0: 9, 1: 11, 2: 12}
+"""How many items a signed transaction of each type has."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignedTx:
+    """One signed transaction. For types 0 and 1, `max_fee` is the gas price and `priority` is None."""
+
+    type: int
+    chain_id: int
+    nonce: int
+    priority: int | None
+    max_fee: int
+    gas_limit: int
+    to: bytes | None
+    value: int
+    data: bytes
+    access_list: AccessList
+    sender: str
+    hash: bytes
+
+
+def decode(raw: bytes) -> SignedTx:
+    """Read and recover one transaction. Raises MalformedBatch."""
+    if not raw:
+        raise MalformedBatch("the transaction is empty.")
+    kind = raw[0] if raw[0] < 0x80 else 0
+    if kind not in FIELDS or (kind == 0 and raw[0] < 0xC0):
+        raise MalformedBatch(f"the transaction has unknown type {raw[0]}.")
+    start = 1 if kind else 0
+    item, end = _item(raw, start)
+    if end != len(raw) or not isinstance(item, list) or len(item) != FIELDS[kind]:
+        raise MalformedBatch(f"a transaction of type {kind} is not a list of {FIELDS[kind]} items.")
+    return _legacy(raw, item) if kind == 0 else _typed(kind, raw, item)
+
+
+def _legacy(raw: bytes, items: list[Item]) -> SignedTx:
+    v = _number(items[6])
+    if v < EIP_155_V:
+        raise MalformedBatch(f"v is {v}; a legacy transaction must name its chain (EIP-155).")
+    chain_id, parity = divmod(v - EIP_155_V, 2)
+    body = b"".join(map(_encoded, items[:6])) + _encoded(_bytes_of(chain_id)) + b"\x80\x80"
+    message = keccak_256(_header(len(body), 0xC0) + body).digest()
+    return SignedTx(
+        type=0,
+        chain_id=chain_id,
+        nonce=_number(items[0]),
+        priority=None,
+        max_fee=_number(items[1]),
+        gas_limit=_number(items[2]),
+        to=_recipient(items[3]),
+        value=_number(items[4]),
+        data=_bytes(items[5]),
+        access_list=(),
+        sender=_sender(message, parity, _number(items[7]), _number(items[8])),
+        hash=keccak_256(raw).digest(),
+    )
+
+
+def _typed(kind: int, raw: bytes, items: list[Item]) -> SignedTx:
+    tip = 1 if kind == 2 else 0
+    body = b"".join(map(_encoded, items[:-3]))
+    message = keccak_256(bytes([kind]) + _header(len(body), 0xC0) + body).digest()
+    parity = _number(items[-3])
+    if parity > 1:
+        raise MalformedBatch(f"y parity is {parity}.")
+    return SignedTx(
+        type=kind,
+        chain_id=_number(items[0]),
+        nonce=_number(items[1]),
+        priority=_number(items[2]) if tip else None,
+        max_fee=_number(items[2 + tip]),
+        gas_limit=_number(items[3 + tip]),
+        to=_recipient(items[4 + tip]),
+        value=_number(items[5 + tip]),
+        data=_bytes(items[6 + tip]),
+        access_list=_access_list(items[7 + tip]),
+        sender=_sender(message, parity, _number(items[-2]), _number(items[-1])),
+        hash=keccak_256(raw).digest(),
+    )
+
+
+def _sender(message: bytes, parity: int, r: int, s: int) -> str:
+    if not 0 < r < ORDER or not 0 < s <= HALF_ORDER:
+        raise MalformedBatch("r or s is out of range, or s is in the upper half (EIP-2).")
+    signature = r.to_bytes(32, "big") + s.to_bytes(32, "big") + bytes([parity])
+    try:
+        key = PublicKey.from_signature_and_message(signature, message, hasher=None)
+    except Exception as error:  # coincurve raises bare Exception
+        raise MalformedBatch("no key gives this signature.") from error
+    return "0x" + keccak_256(key.format(compressed=False)[1:]).hexdigest()[24:]
+
+
+def _item(raw: bytes, pos: int) -> tuple[Item, int]:
+    """One RLP item at `pos`, and where it ends."""
+    if pos >= len(raw):
+        raise MalformedBatch("RLP ends too early.")
+    first = raw[pos]
+    if first < 0x80:
+        return raw[pos : pos + 1], pos + 1
+    start, end = _extent(raw, pos, first, 0x80 if first < 0xC0 else 0xC0)
+    if first < 0xC0:
+        if end - start == 1 and raw[start] < 0x80:
+            raise MalformedBatch("RLP is not canonical: a small byte with a header.")
+        return raw[start:end], end
+    items: list[Item] = []
+    while start < end:
+        item, start = _item(raw, start)
+        items.append(item)
+    if start != end:
+        raise MalformedBatch("an RLP list does not end where it says.")
+    return items, end
+
+
+def _extent(raw: bytes, pos: int, first: int, short: int) -> tuple[int, int]:
+    """Where the payload of a string or list starts and ends."""
+    length = first - short
+    start = pos + 1
+    if length > 55:
+        width = length - 55
+        digits = raw[start : start + width]
+        start += width
+        length = int.from_bytes(digits, "big")
+        if len(digits) != width or digits[0] == 0 or length < 56:
+            raise MalformedBatch("RLP is not canonical: a length is padded or needless.")
+    if start + length > len(raw):
+        raise MalformedBatch("RLP ends too early.")
+    return start, start + length
+
+
+def _number(item: Item) -> int:
+    if isinstance(item, list) or (item and item[0] == 0):
+        raise MalformedBatch("a scalar is a list or has a leading zero.")
+    return int.from_bytes(item, "big")
+
+
+def _bytes(item: Item) -> bytes:
+    if isinstance(item, list):
+        raise MalformedBatch("a byte string is a list.")
+    return item
+
+
+def _recipient(item: Item) -> bytes | None:
+    if isinstance(item, list) or len(item) not in (0, 20):
+        raise MalformedBatch("the recipient is not 20 bytes.")
+    return item or None
+
+
+def _access_list(item: Item) -> AccessList:
+    if not isinstance(item, list):
+        raise MalformedBatch("the access list is not a list.")
+    entries = []
+    for entry in item:
+        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], list):
+            raise MalformedBatch("an access list entry is not [address, keys].")
+        keys = tuple(_bytes(key) for key in entry[1])
+        if len(_bytes(entry[0])) != 20 or any(len(key) != 32 for key in keys):
+            raise MalformedBatch("an access list entry has an address or key of the wrong length.")
+        entries.append((_bytes(entry[0]), keys))
+    return tuple(entries)
+
+
+def _encoded(item: Item) -> bytes:
+    if isinstance(item, list):
+        body = b"".join(map(_encoded, item))
+        return _header(len(body), 0xC0) + body
+    if len(item) == 1 and item[0] < 0x80:
+        return item
+    return _header(len(item), 0x80) + item
+
+
+def _header(length: int, short: int) -> bytes:
+    if length <= 55:
+        return bytes([short + length])
+    digits = _bytes_of(length)
+    return bytes([short + 55 + len(digits)]) + digits
+
+
+def _bytes_of(number: int) -> bytes:
+    return number.to_bytes((number.bit_length() + 7) // 8, "big")

@@ -1,0 +1,95 @@
+"""libsecp256k1 from compiled loops: coincurve's bundled library, called by address.
+
+The addresses are arguments, not constants, so that the compiled loops can be cached on disk and used by a process in
+which the library lies elsewhere. Signing is RFC 6979 with libsecp256k1's default nonce function; signatures are low-s.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+import numpy as np
+from coincurve._libsecp256k1 import ffi, lib
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+SIGN_AND_VERIFY: Final = 0x0301
+UNCOMPRESSED: Final = 0x0002
+SIGNATURE_STRUCT_BYTES: Final = 65
+PUBLIC_KEY_STRUCT_BYTES: Final = 64
+POINTER_BITS: Final = 64
+
+
+def _address(name: str) -> int:
+    return int(ffi.cast("uintptr_t", ffi.addressof(lib, name)))
+
+
+def _context() -> int:
+    context = lib.secp256k1_context_create(SIGN_AND_VERIFY)
+    if not lib.secp256k1_context_randomize(context, os.urandom(32)):
+        raise OSError("libsecp256k1 could not blind its context")
+    return int(ffi.cast("uintptr_t", context))
+
+
+LIBRARY: Final[NDArray[np.uint64]] = np.array(
+    [
+        _context(),
+        _address("secp256k1_ecdsa_sign_recoverable"),
+        _address("secp256k1_ecdsa_recoverable_signature_serialize_compact"),
+        _address("secp256k1_ecdsa_recoverable_signature_parse_compact"),
+        _address("secp256k1_ecdsa_recover"),
+        _address("secp256k1_ec_pubkey_serialize"),
+    ],
+    np.uint64,
+)
+"""The context, blinded once per process (a context is read-only after that, so threads may share it), then the five
+functions; an argument of every loop that calls them."""
+
+
+@intrinsic
+def _call(typing_context: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:  # noqa: ARG001 - numba's protocol
+    """Call a C function of six pointer-sized arguments that returns int; surplus arguments are ignored by the ABI."""
+    signature = types.int32(types.uint64, *[types.uint64] * 6)
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        word = ir.IntType(POINTER_BITS)
+        function = ir.FunctionType(ir.IntType(32), [word] * 6)
+        return builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
+
+    return signature, generate
+
+
+@njit(nogil=True, cache=True)
+def sign_hash(library: Any, struct: Any, message: Any, secret: Any, compact: Any, recovery_id: Any) -> Any:
+    """Sign message[:32] into compact[:64] (r ‖ s, big-endian) and recovery_id[0]; 1, or 0 when it failed.
+
+    Hashes nothing, knows nothing of chains. `struct` is scratch of SIGNATURE_STRUCT_BYTES.
+    """
+    null = np.uint64(0)
+    at, to = np.uint64(message.ctypes.data), np.uint64(struct.ctypes.data)
+    if _call(library[1], library[0], to, at, np.uint64(secret.ctypes.data), null, null) != 1:
+        return 0
+    out, recovery = np.uint64(compact.ctypes.data), np.uint64(recovery_id.ctypes.data)
+    return _call(library[2], library[0], out, recovery, to, null, null)
+
+
+@njit(nogil=True, cache=True)
+def recover_key(library: Any, compact: Any, recovery_id: Any, message: Any, scratch: Any, public: Any) -> Any:
+    """The public key that signed message[:32], uncompressed, into public[:65]; 1, or 0 when there is none.
+
+    `scratch` is at least 65 + 64 + 8 bytes.
+    """
+    null = np.uint64(0)
+    struct, key = scratch[:SIGNATURE_STRUCT_BYTES], scratch[SIGNATURE_STRUCT_BYTES:]
+    size = np.full(1, 65, np.uint64)
+    at, to = np.uint64(compact.ctypes.data), np.uint64(struct.ctypes.data)
+    if _call(library[3], library[0], to, at, np.uint64(recovery_id), null, null) != 1:
+        return 0
+    key_at = np.uint64(key.ctypes.data)
+    if _call(library[4], library[0], key_at, to, np.uint64(message.ctypes.data), null, null) != 1:
+        return 0
+    out, size_at = np.uint64(public.ctypes.data), np.uint64(size.ctypes.data)
+    return _call(library[5], library[0], out, size_at, key_at, np.uint64(UNCOMPRESSED), null)

@@ -1,0 +1,138 @@
+"""A signed batch as it travels on `tx.signed`: one Arrow IPC stream of one record batch, keyed by its sender."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import MalformedBatch
+from pipeline.ethereum.ipc import read_fields, read_ipc, write_ipc
+from pipeline.ethereum.kernel import SignedColumns
+from pipeline.stream import Stream
+
+CODEC: Final = 1
+
+COLUMNS: Final = pa.schema(
+    [
+        pa.field("tx_id", pa.int64()),  # null = a filler that closes the nonce of a row that could not be signed
+        pa.field("nonce", pa.uint64(), nullable=False),
+        pa.field("hash", pa.binary(32), nullable=False),
+        pa.field("raw", pa.binary(), nullable=False),  # what eth_sendRawTransaction takes
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedHeader:
+    """Whose nonces a signed batch has, and of which batch it is. `sender` is empty when `count` is 0."""
+
+    stream: Stream
+    seq: int
+    chain_id: int
+    sender: str
+    first_nonce: int
+    count: int
+    digest: str
+    fence: int
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SignedRecord:
+    """A header and its rows, in the order of their nonces."""
+
+    header: SignedHeader
+    rows: pa.RecordBatch
+
+    @classmethod
+    def build(cls, header: SignedHeader, signed: SignedColumns) -> SignedRecord:
+        """A record of the kernel's columns, without a copy of the bytes."""
+        count = len(signed.nonce)
+        rows = pa.RecordBatch.from_arrays(
+            [
+                pa.array(signed.tx_id, mask=signed.tx_id_valid == 0),
+                pa.array(signed.nonce),
+                pa.Array.from_buffers(pa.binary(32), count, [None, pa.py_buffer(signed.hashes)]),
+                pa.Array.from_buffers(
+                    pa.binary(), count, [None, pa.py_buffer(signed.raw_offsets), pa.py_buffer(signed.raw)]
+                ),
+            ],
+            schema=COLUMNS,
+        )
+        return cls(header, rows)
+
+    def encode(self) -> bytes:
+        """The value of its record. Equal inputs give equal bytes, but for the worker's name."""
+        header = self.header
+        return write_ipc(
+            self.rows,
+            {
+                "codec": str(CODEC),
+                "source": header.stream.source,
+                "shard": str(header.stream.shard),
+                "seq": str(header.seq),
+                "chain_id": str(header.chain_id),
+                "sender": header.sender,
+                "first_nonce": str(header.first_nonce),
+                "count": str(header.count),
+                "digest": header.digest,
+                "fence": str(header.fence),
+                "worker": header.worker,
+            },
+        )
+
+    @classmethod
+    def decode(cls, value: bytes) -> SignedRecord:
+        """Raises MalformedBatch."""
+        rows, fields = read_ipc(value)
+        if not rows.schema.equals(COLUMNS, check_metadata=False):
+            raise MalformedBatch(f"the signed record has columns {rows.schema.names}.")
+        record = cls(_header(fields), rows)
+        if rows.num_rows != record.header.count:
+            raise MalformedBatch(f"the signed record says {record.header.count} rows and has {rows.num_rows}.")
+        return record
+
+
+def header_of(value: bytes) -> SignedHeader:
+    """The header alone, without reading the rows. Raises MalformedBatch."""
+    return _header(read_fields(value))
+
+
+def _header(fields: dict[str, str]) -> SignedHeader:
+    try:
+        if int(fields["codec"]) != CODEC:
+            raise MalformedBatch(f"the signed record has codec {fields['codec']}; this version reads {CODEC}.")
+        return SignedHeader(
+            stream=Stream(fields["source"], int(fields["shard"])),
+            seq=int(fields["seq"]),
+            chain_id=int(fields["chain_id"]),
+            sender=fields["sender"],
+            first_nonce=int(fields["first_nonce"]),
+            count=int(fields["count"]),
+            digest=fields["digest"],
+            fence=int(fields["fence"]),
+            worker=fields["worker"],
+        )
+    except (KeyError, ValueError) as error:
+        raise MalformedBatch(f"the signed record's metadata lacks or garbles {error}.") from error
+
+
+def with_fillers(signed: SignedColumns, fillers: dict[int, SignedColumns]) -> SignedColumns:
+    """Put one-row fillers in the places of the rows that failed to sign."""
+    count = len(signed.nonce)
+    pieces, lengths = [], []
+    hashes, valid = signed.hashes.copy(), signed.tx_id_valid.copy()
+    for k in range(count):
+        raw = signed.raw[signed.raw_offsets[k] : signed.raw_offsets[k + 1]]
+        if k in fillers:
+            raw = fillers[k].raw
+            hashes[k] = fillers[k].hashes[0]
+            valid[k] = 0
+        pieces.append(raw)
+        lengths.append(len(raw))
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    failed = np.zeros(count, np.uint8)
+    return SignedColumns(signed.tx_id, valid, signed.nonce, hashes, offsets, np.concatenate(pieces), failed)
