@@ -8,7 +8,7 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline.adapters.kafka import ClientThread, client_config, consumer_group, unavailable
-from pipeline.adapters.offsets import GroupOffsets
+from pipeline.adapters.offsets import GroupOffsets, progress_of
 from pipeline.errors import BusUnavailable
 from pipeline.ports import Message, Place, Progress
 from pipeline.settings import KafkaSettings
@@ -41,7 +41,7 @@ class KafkaBatchLog:
         """How far the consumers have committed, by partition. Raises BusUnavailable."""
         partitions = len(await self._offsets.ends(topic, committed=False))
         found = await self._offsets.committed(consumer_group(self._deployment), topic, partitions)
-        return {p: Progress(at.offset, int(at.metadata or 0)) for p, at in found.items()}
+        return {p: progress_of(at) for p, at in found.items()}
 
     async def scan(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Message]:
         """Committed records in [start, end). Raises BusUnavailable.

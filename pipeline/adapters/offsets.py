@@ -10,6 +10,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaE
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline.adapters.kafka import CALL_TIMEOUT_S, ClientThread, client_config, unavailable
+from pipeline.ports import Progress
 from pipeline.settings import KafkaSettings
 
 
@@ -19,6 +20,11 @@ class Committed:
 
     offset: int
     metadata: str
+
+
+def progress_of(committed: Committed) -> Progress:
+    """A consumer's offset with the seq that it carries as metadata."""
+    return Progress(committed.offset, int(committed.metadata or 0))
 
 
 class GroupOffsets:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 from pipeline.adapters.kafka import CALL_TIMEOUT_S, ClientThread, Topics, client_config, consumer_group, unavailable
+from pipeline.adapters.offsets import Committed, GroupOffsets, progress_of
 from pipeline.errors import DeploymentHalted, SettingError
+from pipeline.ports import Progress
 from pipeline.settings import KafkaSettings, SourceSettings
 
 CONSUMER_SESSION_S: Final = 6
@@ -28,9 +31,10 @@ class TopicAdmin:
         self._settings = settings
         self._topics = Topics(settings.topic_prefix)
         self._admin = AdminClient(client_config(settings))
+        self._offsets = GroupOffsets(settings)
         self._thread = ClientThread("kafka-topics")
 
-    async def prepare(self, deployment: str, sources: list[SourceSettings], used: frozenset[str]) -> None:
+    async def prepare(self, deployment: str, sources: Sequence[SourceSettings], used: frozenset[str]) -> None:
         """Make what is missing; refuse what does not fit.
 
         Args:
@@ -43,11 +47,25 @@ class TopicAdmin:
         """
         await self._thread.call(self._prepare, deployment, sources, used)
 
-    async def close(self) -> None:
-        """Let the client go."""
-        self._thread.end()
+    async def progress(self, deployment: str, source: SourceSettings) -> Mapping[int, Progress]:
+        """Per shard how far the consumers have come. Raises BusUnavailable."""
+        topic = self._topics.batches(source.name)
+        found = await self._offsets.committed(consumer_group(deployment), topic, source.shards)
+        return {shard: progress_of(at) for shard, at in found.items()}
 
-    def _prepare(self, deployment: str, sources: list[SourceSettings], used: frozenset[str]) -> None:
+    async def begin(self, deployment: str, source: SourceSettings, shards: Sequence[int]) -> None:
+        """Set the first offset of these shards: the start of the log, before batch 1. Raises BusUnavailable."""
+        topic = self._topics.batches(source.name)
+        starts = await self._offsets.starts(topic)
+        offsets = {shard: Committed(starts[shard], "0") for shard in shards}
+        await self._offsets.commit(consumer_group(deployment), topic, offsets)
+
+    async def close(self) -> None:
+        """Let the clients go."""
+        self._thread.end()
+        await self._offsets.close()
+
+    def _prepare(self, deployment: str, sources: Sequence[SourceSettings], used: frozenset[str]) -> None:
         wanted = {self._topics.batches(source.name): source.shards for source in sources}
         wanted |= {self._topics.signed: self._settings.signed_partitions, self._topics.rejected: 1}
         present = self._present()

@@ -43,9 +43,14 @@ class Record:
         """Raises MalformedBatch when a field is missing or unknown."""
         try:
             fields = orjson.loads(raw)
-            return cls(**cls._typed(fields))
+            return cls.from_fields(fields)
         except (TypeError, ValueError, KeyError) as error:
             raise MalformedBatch(f"not a {cls.__name__}: {error}") from error
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Self:
+        """From parsed JSON. Raises KeyError, TypeError, ValueError, MalformedBatch."""
+        return cls(**cls._typed(fields))
 
     @classmethod
     def _typed(cls, fields: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +109,7 @@ class KeyRecord(Record):
         return {
             **fields,
             "state": KeyState(fields["state"]),
-            "holder": Holder(**Holder._typed(holder)) if holder else None,
+            "holder": Holder.from_fields(holder) if holder else None,
         }
 
 
@@ -166,7 +171,7 @@ class Assignment(Record):
         }
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - walks any dataclass
+def _plain(value: Any) -> Any:
     if isinstance(value, Stream | Cursor):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -21,15 +21,15 @@ class Admission:
         self._chain_ids = chain_ids
         self._source_of_topic = source_of_topic
 
-    def stream_of(self, message: Message) -> Stream:
+    def stream(self, topic: str, partition: int) -> Stream:
         """The stream that a partition carries, whatever its records say."""
-        return Stream(self._source_of_topic[message.place.topic], message.place.partition)
+        return Stream(self._source_of_topic[topic], partition)
 
     def request(self, message: Message, worker: str, node: str, signed_from: tuple[int, ...]) -> AssignRequest:
         """Decode and validate. Raises MalformedBatch for anything that must not be assigned."""
         batch = Batch.decode(message.value)
         header = batch.header
-        if header.stream != self.stream_of(message):
+        if header.stream != self.stream(message.place.topic, message.place.partition):
             raise MalformedBatch(f"{message.place} holds a batch of unknown stream {header.stream}.")
         if header.chain_id != self._chain_ids[header.stream.source]:
             raise MalformedBatch(

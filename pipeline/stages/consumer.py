@@ -142,6 +142,10 @@ class BatchConsumer:
         self.halted: dict[Partition, str] = {}
         self.count = ConsumerCount()
 
+    def halted_streams(self) -> dict[Stream, str]:
+        """Streams that this consumer cannot go on with, and why."""
+        return {self._admission.stream(*partition): reason for partition, reason in self.halted.items()}
+
     async def run(self, stop: asyncio.Event) -> None:
         """Until told to stop, then finish what has a key.
 
@@ -227,7 +231,7 @@ class BatchConsumer:
 
     async def _halt(self, message: Message, reason: str, *, persist: bool) -> None:
         partition = (message.place.topic, message.place.partition)
-        stream = self._admission.stream_of(message)
+        stream = self._admission.stream(*partition)
         log.error("stream %s: denied, halted: %s", stream, reason)
         self.halted[partition] = reason
         # What is ahead of the halting batch is finished and committed; the batch and what follows it is not.

@@ -21,7 +21,7 @@ from pipeline.ports import Clock, ReaderPosition, Source, StreamWriter
 from pipeline.settings import ReaderSettings
 from pipeline.stages.backoff import Backoff
 from pipeline.stages.cut import cut
-from pipeline.stream import Cursor, Stream
+from pipeline.stream import START, Cursor, Stream
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class ReaderCount:
     rows: int = 0
     batches: int = 0
     seq: int = 0
+    cursor: Cursor = START
     held_back: bool = False  #: waits because the consumers are too far behind
 
 
@@ -65,15 +66,19 @@ class BatchReader:
         clock: Clock,
         settings: ReaderSettings,
     ) -> None:
-        self._stream = stream
+        self.stream = stream
         self._chain_id = chain_id
         self._source = source
         self._writer = writer
-        self._streams = streams
+        self.streams = streams
         self._clock = clock
         self._settings = settings
         self._consumed = 0
         self.count = ReaderCount()
+
+    async def remaining(self) -> int:
+        """Committed rows that no batch holds yet. Raises DatabaseUnavailable."""
+        return await self._source.remaining(self.stream.shard, self.count.cursor)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Raises StreamHalted, ProducerFenced, and DependencyDown after bounded retries."""
@@ -84,20 +89,20 @@ class BatchReader:
                 backoff.reset()
                 await self._follow(position, stop)
             except (RoundAborted, AmbiguousRound) as error:
-                log.warning("reader %s: failed, resumes from Kafka: %s", self._stream, error)
+                log.warning("reader %s: failed, resumes from Kafka: %s", self.stream, error)
             except DependencyDown as error:
-                log.warning("reader %s: failed, tries again: %s", self._stream, error)
+                log.warning("reader %s: failed, tries again: %s", self.stream, error)
                 await backoff.pause(error)
 
     async def _resume(self) -> ReaderPosition:
         """Fence earlier readers and find the place to go on from. Raises StreamHalted."""
         system_id = await self._source.system_id()
         position = await self._writer.open()
-        record = await self._streams.open_stream(StreamRecord(self._stream, self._chain_id, system_id))
+        record = await self.streams.open_stream(StreamRecord(self.stream, self._chain_id, system_id))
         if position is None:
             position = ReaderPosition(record.seq, record.cursor, record.digest, record.system_id)
-        check_position(self._stream, position, record, system_id)
-        self.count.seq = position.seq
+        check_position(self.stream, position, record, system_id)
+        self.count.seq, self.count.cursor = position.seq, position.cursor
         return position
 
     async def _follow(self, position: ReaderPosition, stop: asyncio.Event) -> None:
@@ -125,8 +130,8 @@ class BatchReader:
 
     async def _next_batches(self, position: ReaderPosition) -> list[Batch]:
         limit = self._settings.batch_rows_max * FETCH_BATCHES
-        table = await self._source.rows_after(self._stream.shard, position.cursor, limit)
-        return list(batches_of(self._stream, self._chain_id, position, table, self._settings))
+        table = await self._source.rows_after(self.stream.shard, position.cursor, limit)
+        return list(batches_of(self.stream, self._chain_id, position, table, self._settings))
 
     async def _publish(self, batches: list[Batch]) -> ReaderPosition:
         last = batches[-1]
@@ -134,7 +139,7 @@ class BatchReader:
         await self._writer.publish([batch.encode() for batch in batches], position)
         self.count.rows += sum(batch.rows.num_rows for batch in batches)
         self.count.batches += len(batches)
-        self.count.seq = position.seq
+        self.count.seq, self.count.cursor = position.seq, position.cursor
         return position
 
 

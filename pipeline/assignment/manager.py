@@ -1,0 +1,412 @@
+"""The key manager: the one writer to etcd. Takes requests in the order in which they came, writes them in groups.
+
+One transaction is under way at a time. Its answer may be lost: then the identical transaction is sent again, and its
+ELSE branch says whether it had been applied. Nothing is ever decided from a plain read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from pipeline.assignment import startup
+from pipeline.assignment.leadership import Claim, Leadership
+from pipeline.assignment.paths import Paths
+from pipeline.assignment.plan import Plan
+from pipeline.assignment.records import Assignment, KeyRecord, KeyState, Leader, StreamRecord
+from pipeline.assignment.rules import Assigning, plan_release
+from pipeline.assignment.view import Guard, View
+from pipeline.errors import AmbiguousTxn, NotLeader, OncesignError, StoreUnavailable, StreamHalted, UsageError
+from pipeline.ports import AssignReply, AssignRequest, Clock, Ledger, Store, TxnResult, Waiting
+from pipeline.settings import Settings
+from pipeline.stream import Stream
+
+log = logging.getLogger(__name__)
+
+GROUP_MAX: Final = 32
+"""Batches released, or keys imported, in one etcd transaction: at most three writes each."""
+
+QUEUE_MAX: Final = 1024
+"""Requests that may wait for a key; more are told to come again."""
+
+RESEND_DEADLINE_S: Final = 10.0
+RESEND_PAUSE_S: Final = 0.1
+IDLE_S: Final = 0.25
+"""How often the writer looks for requests whose deadline has passed."""
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A request that waits for its reply."""
+
+    request: AssignRequest
+    reply: asyncio.Future[AssignReply]
+    since_s: float
+    deadline_s: float
+
+
+@dataclass(slots=True, eq=False)
+class Command:
+    """A write that is not an assignment: it plans against the view when its turn comes."""
+
+    plan: Callable[[View, Guard], Plan]
+    done: asyncio.Future[None]
+
+
+class KeyManager:
+    """Fulfils ports.Assigner for one deployment."""
+
+    def __init__(
+        self,
+        store: Store,
+        ledger: Ledger,
+        clock: Clock,
+        settings: Settings,
+        fence_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`fence_lost` is called once when another may lead; the process must not go on as key manager."""
+        self._store = store
+        self._ledger = ledger
+        self._clock = clock
+        self._node = settings.node
+        self._fence_lost = fence_lost
+        self._paths = Paths(settings.deployment)
+        self._leadership = Leadership(store, self._paths, clock, settings.etcd)
+        self._view = View()
+        self._guard: Guard | None = None
+        self._claim: Claim | None = None
+        self._stale = False
+        self._pending: deque[Pending] = deque()
+        self._commands: deque[Command] = deque()
+        self._wake = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def start(self) -> None:
+        """Lead, load, compare with the ledger. Raises NotLeader, DeploymentHalted, DependencyDown."""
+        me = Leader(str(uuid.uuid4()), self._node, os.getpid(), self._clock.unix_ms())
+        self._claim = await self._leadership.claim(me)
+        keeping = asyncio.create_task(self._keep(self._claim), name="keep-alive")
+        try:
+            genesis = await startup.genesis_of(self._store, self._ledger, self._paths, self._claim, self._clock)
+            self._guard = startup.guard_of(self._paths, self._claim, genesis)
+            await self._reload()
+        except BaseException:
+            keeping.cancel()
+            await self._leadership.resign(self._claim)
+            raise
+        self._tasks = [keeping, asyncio.create_task(self._write(), name="writer")]
+
+    async def stop(self) -> None:
+        """Finish nothing, lead no more. Waiting requests are told NotLeader."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        self._fail_all(NotLeader("the key manager has stopped."))
+        if self._claim is not None:
+            await self._leadership.resign(self._claim)
+            self._claim = None
+
+    async def _keep(self, claim: Claim) -> None:
+        await self._leadership.keep(claim)
+        self._lose()
+
+    def _lose(self) -> None:
+        log.error("key manager: denied: the leader record is no longer ours")
+        self._guard = None
+        self._fail_all(NotLeader("the key manager has lost the leader record."))
+        self._fence_lost()
+
+    async def _reload(self) -> None:
+        view = await startup.load(self._store, self._paths)
+        await startup.check(view, self._ledger)
+        self._view, self._stale = view, False
+
+    # ── what clients call ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def assign(self, requests: Sequence[AssignRequest], deadline_s: float) -> Sequence[AssignReply]:
+        """See ports.Assigner.
+
+        A caller that goes away may leave an assignment behind; whoever gets the batch next inherits it.
+        """
+        self._leading()
+        now_s = self._clock.monotonic_s()
+        loop = asyncio.get_running_loop()
+        waiting = [Pending(request, loop.create_future(), now_s, now_s + deadline_s) for request in requests]
+        room = QUEUE_MAX - len(self._pending)
+        for pending in waiting[room:]:
+            pending.reply.set_result(Waiting())
+        self._pending.extend(waiting[:room])
+        self._wake.set()
+        return await asyncio.gather(*(pending.reply for pending in waiting))
+
+    async def release(self, batches: Sequence[tuple[Stream, int]], worker: str) -> None:
+        """See ports.Assigner."""
+        log.debug("release by %s: %d batches", worker, len(batches))
+        for start in range(0, len(batches), GROUP_MAX):
+            part = batches[start : start + GROUP_MAX]
+            await self._do(lambda view, guard, part=part: plan_release(view, guard, part, self._clock.unix_ms()))
+
+    async def halt(self, stream: Stream, reason: str) -> None:
+        """See ports.Assigner."""
+        await self._do(lambda view, guard: self._plan_halt(view, guard, stream, reason))
+
+    async def unhalt(self, stream: Stream) -> None:
+        """Let a halted stream go on; the operator's word that its cause is gone."""
+        await self._do(lambda view, guard: self._plan_halt(view, guard, stream, ""))
+
+    async def open_stream(self, record: StreamRecord) -> StreamRecord:
+        """The stream's record, made if there is none.
+
+        Raises StreamHalted when it belongs to another chain or another Postgres.
+        """
+        await self._do(lambda view, guard: self._plan_open(view, guard, record))
+        found = self._view.streams[record.stream].record
+        if found.chain_id != record.chain_id:
+            raise StreamHalted(
+                str(record.stream), f"it is for chain {found.chain_id}, the settings say chain {record.chain_id}"
+            )
+        if found.system_id != record.system_id:
+            raise StreamHalted(
+                str(record.stream), f"it was read from Postgres {found.system_id}, this one is {record.system_id}"
+            )
+        return found
+
+    async def import_keys(self, keys: Sequence[tuple[int, str, bytes, int]]) -> None:
+        """(chain id, address, sealed key, start nonce) each, in groups. Raises UsageError for a key that is there."""
+        for chain_id, address, _sealed, _nonce in keys:
+            if (chain_id, address) in self._view.keys:
+                raise UsageError(f"{address} is in the pool of chain {chain_id} already.", hint="Nothing was imported.")
+        for start in range(0, len(keys), GROUP_MAX):
+            part = keys[start : start + GROUP_MAX]
+            await self._do(lambda view, guard, part=part: self._plan_import(view, guard, part))
+
+    async def disable(self, chain_id: int, address: str) -> None:
+        """Lend this key no more; one that is locked now, after its release. Raises UsageError."""
+        await self._change_key(chain_id, address, _disabled)
+
+    async def enable(self, chain_id: int, address: str) -> None:
+        """Lend this key again. Raises UsageError."""
+        await self._change_key(chain_id, address, _enabled)
+
+    async def list_keys(self) -> list[KeyRecord]:
+        """In the order in which free ones are lent."""
+        self._leading()
+        return self._view.oldest_first()
+
+    async def list_assignments(self) -> list[Assignment]:
+        """What was not released yet."""
+        self._leading()
+        return [held.record for held in self._view.assignments.values()]
+
+    async def list_streams(self) -> list[StreamRecord]:
+        """All streams, by name."""
+        self._leading()
+        return [self._view.streams[stream].record for stream in sorted(self._view.streams)]
+
+    def status(self) -> dict[str, Any]:
+        """Counts for people and metrics."""
+        now_s = self._clock.monotonic_s()
+        return {
+            "keys": {state.value: self._view.keys_in(state) for state in KeyState},
+            "assignments": len(self._view.assignments),
+            "queue": len(self._pending),
+            "queue_oldest_s": round(now_s - self._pending[0].since_s, 3) if self._pending else 0.0,
+            "no_keys": sorted({p.request.chain_id for p in self._pending if p.request.count} - self._chains()),
+            "halted": {str(s): h.record.halted for s, h in self._view.streams.items() if h.record.halted},
+            "fence": self._guard.fence if self._guard else 0,
+        }
+
+    def _chains(self) -> set[int]:
+        return {chain_id for chain_id, _ in self._view.keys}
+
+    # ── the writer ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _write(self) -> None:
+        while True:
+            try:
+                if self._stale:
+                    await self._reload()
+                progressed = await self._run_command() or await self._run_group()
+            except NotLeader:
+                self._lose()
+                return
+            except OncesignError as error:
+                log.warning("key manager: failed: %s", error)
+                self._fail_all(error)
+                self._stale = True
+                await self._clock.sleep(IDLE_S)
+                continue
+            if not progressed:
+                await self._sleep()
+
+    async def _sleep(self) -> None:
+        self._wake.clear()
+        waiter = asyncio.ensure_future(self._wake.wait())
+        timer = asyncio.ensure_future(self._clock.sleep(IDLE_S))
+        await asyncio.wait({waiter, timer}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (waiter, timer):
+            task.cancel()
+
+    async def _run_command(self) -> bool:
+        if not self._commands:
+            return False
+        command = self._commands[0]
+        try:
+            await self._carry_out(lambda: command.plan(self._view, self._leading()))
+        except UsageError as error:
+            _settle(command.done, error)
+        else:
+            _settle(command.done, None)
+        self._commands.popleft()
+        return True
+
+    async def _run_group(self) -> bool:
+        """Answer the requests at the head of the queue; True when any was answered."""
+        group = list(self._pending)
+        if not group:
+            return False
+        requests = [pending.request for pending in group]
+        ledger = await self._ledger_digests(requests)
+        replies: list[AssignReply] = []
+
+        def plan() -> Plan:
+            assigning = Assigning(self._view, self._leading(), self._clock.unix_ms(), ledger)
+            replies[:] = assigning.replies(requests)
+            return assigning.plan
+
+        await self._carry_out(plan)
+        now_s = self._clock.monotonic_s()
+        answered = 0
+        for pending, reply in zip(group, replies, strict=False):
+            if isinstance(reply, Waiting) and now_s < pending.deadline_s and not pending.reply.done():
+                continue
+            self._pending.remove(pending)
+            if not pending.reply.done():
+                pending.reply.set_result(reply)
+            answered += 1
+        return bool(answered)
+
+    async def _ledger_digests(self, requests: Sequence[AssignRequest]) -> dict[tuple[Stream, int], str | None]:
+        digests: dict[tuple[Stream, int], str | None] = {}
+        for request in requests:
+            held = self._view.streams.get(request.stream)
+            batch = request.stream, request.seq
+            if held is not None and request.seq <= held.record.seq and batch not in self._view.assignments:
+                entry = await self._ledger.entry(*batch)
+                digests[batch] = entry.digest if entry else None
+        return digests
+
+    async def _carry_out(self, make: Callable[[], Plan]) -> None:
+        """Plan and write; plan anew after a reload when the view turns out to be out of date. Raises NotLeader."""
+        plan = make()
+        while plan:
+            result = await self._commit(plan)
+            if result.succeeded:
+                plan.apply(result.revision)
+                return
+            if not plan.guard.holds(result.reads[self._paths.leader]):
+                raise NotLeader("another key manager leads now.")
+            if plan.is_applied(result.reads):
+                plan.apply(result.revision, result.reads)
+                return
+            log.warning("key manager: failed: its view of etcd was out of date; reading all of it again")
+            await self._reload()
+            plan = make()
+
+    async def _commit(self, plan: Plan) -> TxnResult:
+        """Send, and send the identical transaction again while there is no answer. Raises StoreUnavailable."""
+        txn = plan.txn()
+        deadline_s = self._clock.monotonic_s() + RESEND_DEADLINE_S
+        while True:
+            try:
+                return await self._store.commit(txn)
+            except (AmbiguousTxn, StoreUnavailable) as error:
+                if self._clock.monotonic_s() > deadline_s:
+                    raise StoreUnavailable(f"a transaction had no answer for {RESEND_DEADLINE_S:.0f} s") from error
+                await self._clock.sleep(RESEND_PAUSE_S)
+
+    # ── commands ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _do(self, plan: Callable[[View, Guard], Plan]) -> None:
+        self._leading()
+        command = Command(plan, asyncio.get_running_loop().create_future())
+        self._commands.append(command)
+        self._wake.set()
+        await command.done
+
+    def _leading(self) -> Guard:
+        if self._guard is None:
+            raise NotLeader("this key manager does not lead.")
+        return self._guard
+
+    def _plan_open(self, view: View, guard: Guard, record: StreamRecord) -> Plan:
+        plan = Plan(guard, view)
+        if plan.stream(record.stream) is None:
+            plan.put(record)
+        return plan
+
+    def _plan_halt(self, view: View, guard: Guard, stream: Stream, reason: str) -> Plan:
+        plan = Plan(guard, view)
+        record = plan.stream(stream)
+        if record is not None and record.halted != reason and not (record.halted and reason):
+            plan.put(replace(record, halted=reason))
+        return plan
+
+    def _plan_import(self, view: View, guard: Guard, keys: Sequence[tuple[int, str, bytes, int]]) -> Plan:
+        plan = Plan(guard, view)
+        for chain_id, address, sealed, nonce in keys:
+            plan.put(KeyRecord(chain_id, address, KeyState.FREE, nonce, self._clock.unix_ms(), 0))
+            if address not in view.sealed:
+                plan.raw_puts[guard.paths.sealed(address)] = sealed
+        return plan
+
+    async def _change_key(self, chain_id: int, address: str, change: Callable[[KeyRecord], KeyRecord]) -> None:
+        def plan(view: View, guard: Guard) -> Plan:
+            made = Plan(guard, view)
+            key = made.key(chain_id, address)
+            if key is None:
+                raise UsageError(f"{address} is not in the pool of chain {chain_id}.", hint="See: oncesign keys list")
+            if change(key) != key:
+                made.put(change(key))
+            return made
+
+        await self._do(plan)
+
+    def _fail_all(self, error: OncesignError) -> None:
+        pending, self._pending = self._pending, deque()
+        commands, self._commands = self._commands, deque()
+        for waiting in pending:
+            if not waiting.reply.done():
+                waiting.reply.set_exception(error)
+        for command in commands:
+            _settle(command.done, error)
+
+
+def _disabled(key: KeyRecord) -> KeyRecord:
+    if key.state is KeyState.LOCKED:
+        return replace(key, disable_on_release=True)
+    return replace(key, state=KeyState.DISABLED)
+
+
+def _enabled(key: KeyRecord) -> KeyRecord:
+    if key.state is KeyState.LOCKED:
+        return replace(key, disable_on_release=False)
+    return replace(key, state=KeyState.FREE)
+
+
+def _settle(done: asyncio.Future[None], error: OncesignError | None) -> None:
+    if done.done():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)

@@ -1,0 +1,187 @@
+"""Which batch gets which key and nonces: pure functions from a view and requests to a plan and replies.
+
+The rules are those of the protocol (docs/protocol.md). A reply is true only once the plan's transaction succeeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final, TypeAlias
+
+from pipeline.assignment.plan import Plan
+from pipeline.assignment.records import Assignment, Holder, KeyRecord, KeyState, StreamRecord
+from pipeline.assignment.view import Guard, View, turn
+from pipeline.ports import Assigned, AssignReply, AssignRequest, Published, Refused, Waiting
+from pipeline.stream import Stream
+
+NONCE_END: Final = 2**64 - 1
+"""EIP-2681: a nonce is below 2^64 - 1."""
+
+WRITES_PER_BATCH: Final = 3
+"""Assignment, stream and key."""
+
+WRITES_MAX: Final = 120
+"""With the three compares of the guard, within etcd's 128 operations (--max-txn-ops)."""
+
+Batch: TypeAlias = tuple[Stream, int]
+
+
+class Assigning:
+    """One group of requests on its way to one transaction."""
+
+    def __init__(self, view: View, guard: Guard, now_ms: int, ledger: Mapping[Batch, str | None]) -> None:
+        """`ledger` holds the digests of batches at or below their stream's seq, None where the ledger has no row."""
+        self.plan = Plan(guard, view)
+        self._now_ms = max(now_ms, view.latest_ms)
+        self._ledger = ledger
+        self._starved: set[int] = set()
+        self._held_back: set[Stream] = set()
+
+    def replies(self, requests: Sequence[AssignRequest]) -> list[AssignReply]:
+        """Replies in order, for as many as fit one transaction; fills the plan."""
+        replies: list[AssignReply] = []
+        for request in requests:
+            if self.plan.size() + WRITES_PER_BATCH > WRITES_MAX:
+                break
+            replies.append(self._reply(request))
+        return replies
+
+    def _reply(self, request: AssignRequest) -> AssignReply:
+        stream = self.plan.stream(request.stream)
+        if stream is None:
+            return Refused(f"stream {request.stream} is unknown")
+        if stream.halted:
+            return Refused(stream.halted)
+        existing = self.plan.assignment(request.stream, request.seq)
+        if existing is not None:
+            return self._again(stream, existing, request)
+        if request.seq <= stream.seq:
+            return self._published(stream, request)
+        return Waiting() if request.stream in self._held_back else self._next(stream, request)
+
+    def _next(self, stream: StreamRecord, request: AssignRequest) -> AssignReply:
+        mismatch = _mismatch(stream, request)
+        return self._halt(stream, mismatch) if mismatch else self._assign(stream, request)
+
+    def _again(self, stream: StreamRecord, existing: Assignment, request: AssignRequest) -> AssignReply:
+        """The same batch once more: the same key and nonces, held by whoever has the batch now."""
+        if existing.digest != request.digest:
+            return self._halt(stream, f"batch {request.seq} came with another digest than the one assigned")
+        assignment = replace(existing, worker=request.worker, node=request.node)
+        if assignment != existing:
+            self.plan.put(assignment)
+            key = self.plan.key(assignment.chain_id, assignment.address)
+            if key is not None:
+                self.plan.put(replace(key, holder=self._holder(assignment)))
+        return self._assigned(assignment)
+
+    def _published(self, stream: StreamRecord, request: AssignRequest) -> AssignReply:
+        """Its assignment is gone, so it was published; the ledger must know the same batch."""
+        digest = self._ledger.get((request.stream, request.seq))
+        if digest == request.digest:
+            return Published()
+        found = "no row" if digest is None else "another digest"
+        return self._halt(stream, f"batch {request.seq} was published, but the ledger has {found} for it")
+
+    def _assign(self, stream: StreamRecord, request: AssignRequest) -> AssignReply:
+        key = None
+        if request.count:
+            key = None if request.chain_id in self._starved else self._choose(request.chain_id, request.count)
+            if key is None:
+                # First come, first served: nobody behind this request may take the next key of its chain.
+                self._starved.add(request.chain_id)
+                self._held_back.add(request.stream)
+                return Waiting()
+        assignment = self._made(request, key)
+        self.plan.put(assignment)
+        self.plan.put(replace(stream, seq=request.seq, cursor=request.cursor, digest=request.digest))
+        if key is not None:
+            self.plan.put(
+                replace(
+                    key,
+                    state=KeyState.LOCKED,
+                    next_nonce=key.next_nonce + request.count,
+                    since_unix_ms=self._now_ms,
+                    holder=self._holder(assignment),
+                )
+            )
+        return self._assigned(assignment)
+
+    def _choose(self, chain_id: int, count: int) -> KeyRecord | None:
+        """The free key of the chain that has been free for longest."""
+        addresses = (address for chain, address in self.plan.view.keys if chain == chain_id)
+        keys = (self.plan.key(chain_id, address) for address in addresses)
+        free = (k for k in keys if k is not None and k.state is KeyState.FREE and k.next_nonce + count <= NONCE_END)
+        return min(free, key=turn, default=None)
+
+    def _made(self, request: AssignRequest, key: KeyRecord | None) -> Assignment:
+        return Assignment(
+            stream=request.stream,
+            seq=request.seq,
+            prev=request.prev,
+            cursor=request.cursor,
+            digest=request.digest,
+            chain_id=request.chain_id,
+            address=key.address if key else "",
+            first_nonce=key.next_nonce if key else 0,
+            count=request.count,
+            rows=request.rows,
+            rules_version=request.rules_version,
+            fence=self.plan.guard.fence,
+            worker=request.worker,
+            node=request.node,
+            since_unix_ms=self._now_ms,
+            batch_offset=request.batch_offset,
+            signed_from=request.signed_from,
+        )
+
+    def _holder(self, a: Assignment) -> Holder:
+        return Holder(a.stream, a.seq, a.worker, a.node, self.plan.guard.fence)
+
+    def _assigned(self, assignment: Assignment) -> Assigned:
+        return Assigned(assignment, self.plan.view.sealed.get(assignment.address, b""))
+
+    def _halt(self, stream: StreamRecord, reason: str) -> Refused:
+        self.plan.put(replace(stream, halted=reason))
+        return Refused(reason)
+
+
+def _mismatch(stream: StreamRecord, request: AssignRequest) -> str:
+    """Why a new batch does not continue its stream, or nothing."""
+    if request.chain_id != stream.chain_id:
+        return f"batch {request.seq} is for chain {request.chain_id}, the stream is for chain {stream.chain_id}"
+    if request.system_id != stream.system_id:
+        return f"batch {request.seq} was read from Postgres {request.system_id}, the stream is of {stream.system_id}"
+    if request.seq != stream.seq + 1 or request.prev != stream.cursor:
+        return (
+            f"batch {request.seq} starts after {request.prev}, but the stream has come to batch {stream.seq} at "
+            f"{stream.cursor}"
+        )
+    return ""
+
+
+def plan_release(view: View, guard: Guard, batches: Sequence[Batch], now_ms: int) -> Plan:
+    """Free the keys of published batches and forget their assignments; what is gone already is left out."""
+    plan = Plan(guard, view)
+    now_ms = max(now_ms, view.latest_ms)
+    for stream, seq in batches:
+        assignment = plan.assignment(stream, seq)
+        if assignment is None:
+            continue
+        plan.delete(assignment)
+        key = plan.key(assignment.chain_id, assignment.address)
+        if key is not None:
+            plan.put(_freed(key, now_ms))
+    return plan
+
+
+def _freed(key: KeyRecord, now_ms: int) -> KeyRecord:
+    return replace(
+        key,
+        state=KeyState.DISABLED if key.disable_on_release else KeyState.FREE,
+        since_unix_ms=now_ms,
+        uses=key.uses + 1,
+        holder=None,
+        disable_on_release=False,
+    )

@@ -1,0 +1,100 @@
+"""What a new leader does before it lends anything: read all there is, and refuse what does not fit the ledger.
+
+An etcd restored from a backup looks healthy and would lend nonces a second time; the ledger, in another database,
+remembers them (design rule 9). There is no automatic repair.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+
+from pipeline.assignment.leadership import Claim
+from pipeline.assignment.paths import Paths
+from pipeline.assignment.records import Genesis, KeyState
+from pipeline.assignment.view import Guard, View
+from pipeline.errors import AmbiguousTxn, DeploymentHalted
+from pipeline.ports import Clock, Compare, Ledger, Store, Txn
+from pipeline.stream import Stream
+
+REPAIR = "Nothing is signed. See docs/operations.md, 'etcd is behind the ledger'."
+
+
+async def genesis_of(store: Store, ledger: Ledger, paths: Paths, claim: Claim, clock: Clock) -> bytes:
+    """The deployment's genesis record, made on its first start. Raises DeploymentHalted, DependencyDown."""
+    found = await store.get(paths.genesis)
+    if found is not None:
+        return found.value
+    if await ledger.heads():
+        raise DeploymentHalted(f"etcd holds nothing of {paths.deployment}, but the ledger has rows.", hint=REPAIR)
+    value = Genesis(str(uuid.uuid4()), clock.unix_ms()).to_json()
+    txn = Txn(
+        compares=(Compare(paths.leader, create_revision=claim.fence), Compare(paths.genesis, create_revision=0)),
+        puts=((paths.genesis, value),),
+        gets=(paths.genesis,),
+    )
+    try:
+        result = await store.commit(txn)
+    except AmbiguousTxn:
+        return await genesis_of(store, ledger, paths, claim, clock)
+    made = None if result.succeeded else result.reads[paths.genesis]
+    return made.value if made is not None else value
+
+
+async def load(store: Store, paths: Paths) -> View:
+    """Everything, as etcd has it. Raises StoreUnavailable, MalformedBatch."""
+    view = View()
+    for prefix in (paths.sealed_keys, paths.keys, paths.streams, paths.assignments):
+        view.load(paths, await store.list(prefix))
+    return view
+
+
+async def check(view: View, ledger: Ledger) -> None:
+    """Raises DeploymentHalted when etcd is behind the ledger or contradicts itself, DatabaseUnavailable."""
+    problems = [
+        *_behind_watermarks(view, await ledger.watermarks()),
+        *_behind_heads(view, await ledger.heads()),
+        *_locks_without_assignment(view),
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise DeploymentHalted(f"etcd and the ledger disagree: {problems[0]}{more}.", hint=REPAIR)
+
+
+def _behind_watermarks(view: View, watermarks: Mapping[tuple[int, str], int]) -> list[str]:
+    problems = []
+    for (chain_id, sender), watermark in sorted(watermarks.items()):
+        held = view.keys.get((chain_id, sender))
+        if held is None:
+            problems.append(f"the ledger has signatures of {sender} on chain {chain_id}, etcd does not know the key")
+        elif held.record.next_nonce < watermark:
+            next_nonce = held.record.next_nonce
+            problems.append(f"{sender} has signed up to nonce {watermark - 1}, etcd would lend {next_nonce}")
+    return problems
+
+
+def _behind_heads(view: View, heads: Mapping[Stream, int]) -> list[str]:
+    problems = []
+    for stream, seq in sorted(heads.items()):
+        held = view.streams.get(stream)
+        known = held.record.seq if held else 0
+        if known < seq:
+            problems.append(f"batch {seq} of {stream} was signed, etcd has come to batch {known}")
+    return problems
+
+
+def _locks_without_assignment(view: View) -> list[str]:
+    problems = []
+    for held in view.keys.values():
+        key = held.record
+        if key.state is not KeyState.LOCKED:
+            continue
+        batch = (key.holder.stream, key.holder.seq) if key.holder else None
+        if batch is None or batch not in view.assignments:
+            problems.append(f"{key.address} is locked for {batch}, which has no assignment")
+    return problems
+
+
+def guard_of(paths: Paths, claim: Claim, genesis: bytes) -> Guard:
+    """What every write compares from now on."""
+    return Guard(paths, claim.fence, claim.value, genesis)

@@ -1,0 +1,48 @@
+"""Private keys from keystore V3 files (Web3 Secret Storage), all of them or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import eth_keyfile
+import orjson
+
+from pipeline.custody.generation import address_of
+from pipeline.custody.unsealed import UnsealedKey
+from pipeline.errors import SecretFileError
+
+
+def open_keystores(files: Sequence[Path], password_file: Path) -> list[UnsealedKey]:
+    """Open every file with one password. Raises SecretFileError naming the first that cannot be opened."""
+    password = _password(password_file)
+    keys = [_open(file, password) for file in files]
+    seen: dict[str, Path] = {}
+    for file, key in zip(files, keys, strict=True):
+        if key.address in seen:
+            raise SecretFileError(f"{file}: holds the same key as {seen[key.address]}.", hint="Nothing was imported.")
+        seen[key.address] = file
+    return keys
+
+
+def _password(path: Path) -> bytes:
+    try:
+        return path.read_bytes().rstrip(b"\r\n")
+    except OSError as error:
+        raise SecretFileError(f"{path}: {error.strerror}.", hint="It should hold the keystore password.") from None
+
+
+def _open(path: Path, password: bytes) -> UnsealedKey:
+    try:
+        keystore = orjson.loads(path.read_bytes())
+        secret = eth_keyfile.decode_keyfile_json(keystore, password)
+    except OSError as error:
+        raise SecretFileError(f"{path}: {error.strerror}.", hint="Nothing was imported.") from None
+    except orjson.JSONDecodeError:
+        raise SecretFileError(f"{path}: is not JSON.", hint="Nothing was imported.") from None
+    except ValueError as error:
+        reason = "wrong password" if "MAC mismatch" in str(error) else "not a keystore V3 file"
+        raise SecretFileError(f"{path}: {reason}.", hint="Nothing was imported.") from None
+    except (KeyError, TypeError, NotImplementedError):
+        raise SecretFileError(f"{path}: not a keystore V3 file.", hint="Nothing was imported.") from None
+    return UnsealedKey(address_of(secret), secret)
