@@ -1,6 +1,6 @@
 """The signer: the only place where a private key is open, and the only path to a signature.
 
-    batch, assignment → same digest? same signable rows? → ledger row (durable) → sign → check → signed record
+    batch, assignment → same batch? same signable rows? → ledger row (durable) → sign → check → signed record
 
 Everything that could make a second, different answer is refused before the ledger row; nothing after it depends on
 anything but the batch, the assignment and the key (RFC 6979), so a repeat gives the same bytes.
@@ -11,20 +11,188 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.assignment.records import Assignment
-from pipeline.custody.sealing import Kek, unseal
-from pipeline.custody.unsealed import KeyCache
+from pipeline.custody.sealing import Kek
+from pipeline.custody.unsealed import KeyCache, UnsealedKey
 from pipeline.errors import SigningRefused
 from pipeline.ethereum import kernel
 from pipeline.ethereum.batch import Batch
 from pipeline.ethereum.check import check, sample_rows
+from pipeline.ethereum.columns import U8
+from pipeline.ethereum.filler import fill
+from pipeline.ethereum.kernel import SignedColumns
 from pipeline.ethereum.reasons import Reason
 from pipeline.ethereum.rejected import Rejection
 from pipeline.ethereum.signed import SignedHeader, SignedRecord
 from pipeline.ethereum.validity import RULES_VERSION, explain, judge
-from pipeline.ports import Clock, Ledger, LedgerEntry, SignedBatch, SignJob
+from pipeline.ports import Assigned, Clock, Ledger, LedgerEntry, SignedBatch, SignJob
 from pipeline.settings import SigningSettings
+
+
+class Kernel(Protocol):
+    """What turns columns into signatures."""
+
+    async def sign(self, batch: Batch, signable: NDArray[np.bool_], key: UnsealedKey, nonce: int) -> SignedColumns:
+        """The signable rows, with consecutive nonces from `nonce`."""
+        ...
+
+
+class NativeKernel:
+    """ethereum.kernel in a thread of its own, so that the event loop goes on while it signs."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="signing")
+
+    async def sign(self, batch: Batch, signable: NDArray[np.bool_], key: UnsealedKey, nonce: int) -> SignedColumns:
+        """See Kernel."""
+        return await self._run(kernel.sign, batch, signable, key.reveal(), nonce)
+
+    async def warm(self) -> None:
+        """Compile, or load what was compiled before, so that the first batch does not wait for it."""
+        await self._run(kernel.warm)
+
+    async def _run(self, function: Any, *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+
+@dataclass(slots=True)
+class SignerCount:
+    """What a signer has done since it started."""
+
+    batches: int = 0
+    signed: int = 0
+    fillers: int = 0
+
+
+class Signer:
+    """Signs batches, one after the other or several at once."""
+
+    def __init__(
+        self, worker: str, ledger: Ledger, kek: Kek, kernel_: Kernel, clock: Clock, settings: SigningSettings
+    ) -> None:
+        self._worker = worker
+        self._ledger = ledger
+        self._kek = kek
+        self._kernel = kernel_
+        self._clock = clock
+        self._settings = settings
+        self._keys = KeyCache()
+        self.count = SignerCount()
+
+    async def sign(self, job: SignJob) -> SignedBatch:
+        """Raises SigningRefused, LedgerRefused, SecretFileError, DatabaseUnavailable."""
+        assignment = job.assigned.assignment
+        batch = Batch.decode(job.batch)
+        reasons = judge(batch)
+        check_job(batch, assignment, int(np.count_nonzero(reasons == 0)))
+        await self._ledger.record(entry_of(assignment, self._worker))
+        signed = SignedColumns.empty()
+        if assignment.count:
+            signed = await self._signed(batch, reasons == 0, job.assigned)
+        reasons = _with_failures(reasons, signed)
+        record = SignedRecord.build(header_of(assignment, self._worker), signed)
+        self.count.batches += 1
+        self.count.signed += assignment.count
+        return SignedBatch(record.encode(), rejections(batch, reasons, self._clock.unix_ms()))
+
+    async def _signed(self, batch: Batch, signable: NDArray[np.bool_], assigned: Assigned) -> SignedColumns:
+        assignment = assigned.assignment
+        key = self._key(assignment.address, assigned.sealed)
+        signed = await self._kernel.sign(batch, signable, key, assignment.first_nonce)
+        if signed.failed.any():
+            # Nonces after a hole would never be mined: a transfer of nothing to the sender itself takes its place.
+            self.count.fillers += int(signed.failed.sum())
+            signed = fill(signed, batch, np.flatnonzero(signable), assignment.address, key.reveal())
+        rows = sample_rows(
+            assignment.digest, assignment.count, self._settings.check_rows, every=self._settings.check_all
+        )
+        check(signed, rows, assignment.address, assignment.chain_id)
+        return signed
+
+    def _key(self, address: str, sealed: bytes) -> UnsealedKey:
+        key = self._keys.get(address)
+        if key is None:
+            key = self._kek.unseal(sealed, address)
+            self._keys.put(key)
+        return key
+
+
+def check_job(batch: Batch, assignment: Assignment, signable: int) -> None:
+    """Refuse to sign unless batch and assignment belong together. Raises SigningRefused."""
+    header = batch.header
+    is_so = {
+        "stream": (header.stream, assignment.stream),
+        "seq": (header.seq, assignment.seq),
+        "prev": (header.prev, assignment.prev),
+        "cursor": (header.cursor, assignment.cursor),
+        "digest": (batch.digest, assignment.digest),
+        "chain id": (header.chain_id, assignment.chain_id),
+        "rules version": (RULES_VERSION, assignment.rules_version),
+        "rows": (batch.rows.num_rows, assignment.rows),
+        "signable rows": (signable, assignment.count),
+    }
+    for what, (found, assigned) in is_so.items():
+        if found != assigned:
+            raise SigningRefused(f"batch {header.seq} of {header.stream}: {what} is {found}, assigned was {assigned}.")
+
+
+def entry_of(assignment: Assignment, worker: str) -> LedgerEntry:
+    """What the ledger remembers of an assignment."""
+    return LedgerEntry(
+        stream=assignment.stream,
+        seq=assignment.seq,
+        digest=assignment.digest,
+        chain_id=assignment.chain_id,
+        sender=assignment.address,
+        first_nonce=assignment.first_nonce,
+        count=assignment.count,
+        fence=assignment.fence,
+        worker=worker,
+    )
+
+
+def header_of(assignment: Assignment, worker: str) -> SignedHeader:
+    """The header of the signed record of an assignment."""
+    return SignedHeader(
+        stream=assignment.stream,
+        seq=assignment.seq,
+        chain_id=assignment.chain_id,
+        sender=assignment.address,
+        first_nonce=assignment.first_nonce,
+        count=assignment.count,
+        digest=assignment.digest,
+        fence=assignment.fence,
+        worker=worker,
+    )
+
+
+def _with_failures(reasons: U8, signed: SignedColumns) -> U8:
+    """Mark the rows whose nonces were filled."""
+    fillers = signed.tx_id_valid == 0
+    if fillers.any():
+        reasons[np.flatnonzero(reasons == 0)[fillers]] = int(Reason.SIGNING_FAILED)
+    return reasons
+
+
+def rejections(batch: Batch, reasons: U8, now_ms: int) -> tuple[bytes, ...]:
+    """One JSON record per rejected row, in the order of the rows."""
+    header = batch.header
+    return tuple(
+        Rejection(
+            tx_id=int(batch.columns.tx_id[row]),
+            source=header.stream.source,
+            shard=header.stream.shard,
+            seq=header.seq,
+            chain_id=header.chain_id,
+            reason=Reason(reasons[row]).code,
+            detail=explain(batch, int(row), Reason(reasons[row])),
+            rules_version=RULES_VERSION,
+            rejected_at=now_ms,
+        ).to_json()
+        for row in np.flatnonzero(reasons)
+    )

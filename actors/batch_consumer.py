@@ -1,0 +1,59 @@
+"""The batch consumer as a Ray actor: one slot of the consumer group, feeding the signer pool."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+from typing import Any
+
+import ray
+
+from actors import composition
+from actors.clients import RemoteKeyManager, SignerPool
+from actors.host import StageHost, StageStatus
+from pipeline.settings import Settings
+from pipeline.stages.consumer import BatchConsumer, Worker
+
+
+@ray.remote
+class BatchConsumerActor:
+    """Batches in, signed records out."""
+
+    def __init__(self, slot: int) -> None:
+        self._slot = slot
+        self._name = f"consumer-{slot}"
+        self._host: StageHost | None = None
+        self._consumer: BatchConsumer | None = None
+
+    def __repr__(self) -> str:
+        return self._name
+
+    async def start(self, settings: Settings, key_manager: Any, signers: list[Any]) -> None:
+        """Join the group. Does nothing while it runs."""
+        if self._host is None:
+            composition.start_logging()
+            self._host = StageHost(self._name)
+
+        async def run(stop: asyncio.Event) -> None:
+            worker = Worker(f"{self._name}.{os.getpid()}", settings.node)
+            pool = SignerPool(signers, settings.pool.batches_per_signer)
+            manager = RemoteKeyManager(key_manager)
+            async with composition.consumer(settings, self._slot, worker, manager, pool) as consumer:
+                self._consumer = consumer
+                await consumer.run(stop)
+
+        self._host.start(run)
+
+    async def status(self) -> StageStatus:
+        """Counts as in stages.consumer.ConsumerCount, and halted partitions."""
+        host = self._host or StageHost(self._name)
+        if self._consumer is None:
+            return host.status()
+        halted = {str(stream): reason for stream, reason in self._consumer.halted_streams().items()}
+        return host.status(dataclasses.asdict(self._consumer.count) | {"halted": halted})
+
+    async def drain(self) -> None:
+        """Commit what has a key and leave the group."""
+        if self._host is not None:
+            await self._host.drain()

@@ -1,0 +1,73 @@
+"""The batch reader as a Ray actor: some streams of one source, a task each."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+
+from actors import composition
+from actors.clients import RemoteKeyManager
+from actors.host import StageHost, StageStatus
+from pipeline.errors import StreamHalted
+from pipeline.settings import Settings, SourceSettings
+from pipeline.stages.reader import BatchReader
+from pipeline.stream import Stream
+
+
+@ray.remote
+class BatchReaderActor:
+    """Rows of Postgres become batches in Kafka."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._host: StageHost | None = None
+        self._readers: list[BatchReader] = []
+        self._halted: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return self._name
+
+    async def start(self, settings: Settings, source: SourceSettings, shards: list[int], key_manager: Any) -> None:
+        """Read these shards. Does nothing while it runs."""
+        if self._host is None:
+            composition.start_logging()
+            self._host = StageHost(self._name)
+
+        async def run(stop: asyncio.Event) -> None:
+            self._halted.clear()
+            async with composition.readers(settings, source, shards, RemoteKeyManager(key_manager)) as readers:
+                self._readers = readers
+                await asyncio.gather(*(self._read(reader, stop) for reader in readers))
+
+        self._host.start(run)
+
+    async def _read(self, reader: BatchReader, stop: asyncio.Event) -> None:
+        try:
+            await reader.run(stop)
+        except StreamHalted as error:
+            self._halted[str(reader.stream)] = error.reason  # the other streams go on
+
+    async def status(self) -> StageStatus:
+        """Counts: rows, batches, per stream the last seq, halts."""
+        host = self._host or StageHost(self._name)
+        return host.status(
+            {
+                "rows": sum(reader.count.rows for reader in self._readers),
+                "batches": sum(reader.count.batches for reader in self._readers),
+                "seq": {str(reader.stream): reader.count.seq for reader in self._readers},
+                "held_back": sum(reader.count.held_back for reader in self._readers),
+                "halted": dict(self._halted),
+            }
+        )
+
+    async def remaining(self) -> int:
+        """Committed rows that no batch holds yet, those included that must wait for older transactions."""
+        halted = {Stream.parse(text) for text in self._halted}
+        return sum([await reader.remaining() for reader in self._readers if reader.stream not in halted])
+
+    async def drain(self) -> None:
+        """Finish the batch at hand."""
+        if self._host is not None:
+            await self._host.drain()

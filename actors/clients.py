@@ -1,0 +1,100 @@
+"""Actors as ports: the key manager and the signer pool as the stages see them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from pipeline.assignment.records import Assignment, StreamRecord
+from pipeline.errors import OncesignError, RuntimeFault
+from pipeline.ports import AssignReply, AssignRequest, SignedBatch, SignJob
+from pipeline.stream import Stream
+
+ANSWER_MARGIN_S: Final = 10.0
+"""How much longer than its own deadline an actor may take to answer."""
+
+SIGN_TIMEOUT_S: Final = 120.0
+
+
+async def ask(reference: Any, timeout_s: float, who: str) -> Any:
+    """Wait for an actor's answer. Raises the actor's own OncesignError, else RuntimeFault."""
+    try:
+        return await asyncio.wait_for(reference, timeout_s)
+    except TimeoutError as error:
+        raise RuntimeFault(f"{who} gave no answer in {timeout_s:.0f} s.") from error
+    except RayTaskError as error:
+        if isinstance(error.cause, OncesignError):
+            raise error.cause from None
+        raise RuntimeFault(f"{who} failed: {error.cause}") from error
+    except RayActorError as error:
+        raise RuntimeFault(f"{who} is down.") from error
+    except RayError as error:
+        raise RuntimeFault(f"{who} could not be asked: {type(error).__name__}.") from error
+
+
+class RemoteKeyManager:
+    """Fulfils ports.Assigner, stages.reader.Streams and stages.sweeper.Desk over the key manager actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def assign(self, requests: Sequence[AssignRequest], deadline_s: float) -> Sequence[AssignReply]:
+        """See ports.Assigner."""
+        replies: Sequence[AssignReply] = await self._ask("assign", deadline_s, list(requests), deadline_s)
+        return replies
+
+    async def release(self, batches: Sequence[tuple[Stream, int]], worker: str) -> None:
+        """See ports.Assigner."""
+        await self._ask("release", 0.0, list(batches), worker)
+
+    async def halt(self, stream: Stream, reason: str) -> None:
+        """See ports.Assigner."""
+        await self._ask("halt", 0.0, stream, reason)
+
+    async def open_stream(self, record: StreamRecord) -> StreamRecord:
+        """See stages.reader.Streams."""
+        opened: StreamRecord = await self._ask("open_stream", 0.0, record)
+        return opened
+
+    async def assignments(self) -> Sequence[Assignment]:
+        """See stages.sweeper.Desk."""
+        found: Sequence[Assignment] = await self._ask("assignments", 0.0)
+        return found
+
+    async def streams(self) -> Sequence[StreamRecord]:
+        """See stages.preparation.StreamList."""
+        found: Sequence[StreamRecord] = await self._ask("streams", 0.0)
+        return found
+
+    async def _ask(self, method: str, deadline_s: float, *args: Any) -> Any:
+        reference = getattr(self._actor, method).remote(*args)
+        return await ask(reference, deadline_s + ANSWER_MARGIN_S, "the key manager")
+
+
+class SignerPool:
+    """Fulfils ports.Signers: the signer with the fewest batches gets the next, up to a bound for each."""
+
+    def __init__(self, actors: Sequence[Any], batches_per_signer: int) -> None:
+        self._actors = list(actors)
+        self._busy = [0] * len(self._actors)
+        self._bound = batches_per_signer
+        self._room = asyncio.Semaphore(len(self._actors) * batches_per_signer)
+
+    def slots(self) -> int:
+        """Batches that the pool works on at once."""
+        return len(self._actors) * self._bound
+
+    async def sign(self, job: SignJob) -> SignedBatch:
+        """See ports.Signers. A dead signer answers RuntimeFault; the caller signs again, perhaps elsewhere."""
+        async with self._room:
+            chosen = min(range(len(self._actors)), key=self._busy.__getitem__)
+            self._busy[chosen] += 1
+            try:
+                reference = self._actors[chosen].sign.remote(job)
+                signed: SignedBatch = await ask(reference, SIGN_TIMEOUT_S, f"signer {chosen}")
+                return signed
+            finally:
+                self._busy[chosen] -= 1

@@ -1,0 +1,168 @@
+"""Where stages meet adapters: the only place that turns settings into clients.
+
+Each function opens what a stage needs and closes it again, so that an actor is a name, a status and one of these.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pipeline.adapters.batch_log import KafkaBatchLog
+from pipeline.adapters.batch_subscription import KafkaBatchSubscription
+from pipeline.adapters.etcd import EtcdStore
+from pipeline.adapters.kafka import Topics
+from pipeline.adapters.ledger import PostgresLedger
+from pipeline.adapters.outcomes import PostgresOutcomes
+from pipeline.adapters.postgres_source import PostgresSource
+from pipeline.adapters.round_writer import KafkaRoundWriter
+from pipeline.adapters.stream_writer import KafkaStreamWriter
+from pipeline.adapters.topics import TopicAdmin
+from pipeline.assignment.manager import KeyManager
+from pipeline.clock import SystemClock
+from pipeline.custody.sealing import Kek
+from pipeline.ports import Assigner, Signers
+from pipeline.settings import Settings, SourceSettings
+from pipeline.stages import preparation
+from pipeline.stages.admission import Admission
+from pipeline.stages.consumer import BatchConsumer, ConsumerPorts, Outlets, Worker
+from pipeline.stages.reader import BatchReader, Streams
+from pipeline.stages.signer import NativeKernel, Signer
+from pipeline.stages.sweeper import Desk, Sweeper, SweeperPorts
+from pipeline.stages.verifier import Verifier
+from pipeline.stream import Stream
+
+CLOCK: Final = SystemClock()
+
+
+def start_logging() -> None:
+    """Logs of an actor go to its stderr, which Ray keeps per process and shows in the dashboard."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
+    )
+
+
+def signer_count(settings: Settings) -> int:
+    """How many signers the settings ask for."""
+    return settings.pool.signers or len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderPlace:
+    """Which streams one reader actor reads."""
+
+    name: str
+    source: SourceSettings
+    shards: list[int]
+
+
+def reader_places(settings: Settings) -> list[ReaderPlace]:
+    """The shards of every source, dealt out over `pool.readers` actors for each."""
+    places = []
+    for source in settings.sources:
+        actors = min(settings.pool.readers, source.shards)
+        for index in range(actors):
+            name = f"reader-{source.name}-{index}"
+            places.append(ReaderPlace(name, source, list(range(index, source.shards, actors))))
+    return places
+
+
+@asynccontextmanager
+async def topics(settings: Settings) -> AsyncIterator[TopicAdmin]:
+    """The admin client of the deployment's topics."""
+    admin = TopicAdmin(settings.kafka)
+    try:
+        yield admin
+    finally:
+        await admin.close()
+
+
+async def prepare(settings: Settings, streams: preparation.StreamList, admin: TopicAdmin) -> None:
+    """Topics, stream records and first offsets. Raises what stages.preparation.prepare raises."""
+    async with AsyncExitStack() as stack:
+        tables = {source.name: await _source(stack, settings, source) for source in settings.sources}
+        await preparation.prepare(settings.deployment, settings.sources, tables, streams, admin)
+
+
+@asynccontextmanager
+async def readers(
+    settings: Settings, source: SourceSettings, shards: list[int], streams: Streams
+) -> AsyncIterator[list[BatchReader]]:
+    """A reader per shard."""
+    async with AsyncExitStack() as stack:
+        table = await _source(stack, settings, source)
+        made = []
+        for shard in shards:
+            stream = Stream(source.name, shard)
+            writer = KafkaStreamWriter(settings.kafka, settings.deployment, stream, source.shards)
+            stack.push_async_callback(writer.close)
+            made.append(BatchReader(stream, source.chain_id, table, writer, streams, CLOCK, settings.reader))
+        yield made
+
+
+@asynccontextmanager
+async def consumer(
+    settings: Settings, slot: int, worker: Worker, assigner: Assigner, signers: Signers
+) -> AsyncIterator[BatchConsumer]:
+    """The consumer of a slot."""
+    names = Topics(settings.kafka.topic_prefix)
+    source_of_topic = {names.batches(source.name): source.name for source in settings.sources}
+    chain_ids = {source.name: source.chain_id for source in settings.sources}
+    async with AsyncExitStack() as stack:
+        subscription = KafkaBatchSubscription(settings.kafka, settings.deployment, list(source_of_topic))
+        stack.push_async_callback(subscription.close)
+        writer = KafkaRoundWriter(settings.kafka, f"{settings.deployment}-consumer-{slot}")
+        stack.push_async_callback(writer.close)
+        log = _log(stack, settings)
+        ports = ConsumerPorts(subscription, writer, assigner, signers, log, CLOCK)
+        yield BatchConsumer(worker, ports, Admission(chain_ids, source_of_topic), outlets(settings), settings.pool)
+
+
+@asynccontextmanager
+async def sweeper(settings: Settings, worker: Worker, desk: Desk, signers: Signers) -> AsyncIterator[Sweeper]:
+    """The deployment's sweeper."""
+    names = Topics(settings.kafka.topic_prefix)
+    async with AsyncExitStack() as stack:
+        writer = KafkaRoundWriter(settings.kafka, f"{settings.deployment}-sweeper")
+        stack.push_async_callback(writer.close)
+        tables = {source.name: await _source(stack, settings, source) for source in settings.sources}
+        batch_topics = {source.name: names.batches(source.name) for source in settings.sources}
+        ports = SweeperPorts(desk, signers, _log(stack, settings), writer, tables, batch_topics, CLOCK)
+        yield Sweeper(worker, ports, outlets(settings))
+
+
+async def signer(settings: Settings, worker: str) -> Signer:
+    """A signer, its kernel compiled and its key-encryption key read. Lives as long as its process."""
+    kek = Kek.load(kek_file(settings))
+    kernel = NativeKernel()
+    await kernel.warm()
+    ledger = await PostgresLedger.connect(settings.postgres)
+    return Signer(worker, ledger, kek, kernel, CLOCK, settings.signing)
+
+
+async def key_manager(settings: Settings, fence_lost: Callable[[], None]) -> KeyManager:
+    """A key manager that leads. Raises NotLeader, DeploymentHalted, DependencyDown."""
+    store = EtcdStore(settings.etcd)
+    ledger = await PostgresLedger.connect(settings.postgres)
+    manager = KeyManager(store, ledger, CLOCK, settings)
+    await manager.start()
+    return manager
+
+
+@asynccontextmanager
+async def verifier(settings: Settings) -> AsyncIterator[Verifier]:
+    """The verifier with its log, tables, ledger and outcomes."""
+    async with AsyncExitStack() as stack:
+        raise NotImplementedError
+        yield
+
+
+def outlets(settings: Settings) -> Outlets:
+    """Where signed and rejected go."""
+    names = Topics(settings.kafka.topic_prefix)
+    return Outlets(names.signed, names.rejected, settings.kafka.signed_partitions)

@@ -1,0 +1,108 @@
+"""The key manager as a detached Ray actor: the only writer to etcd.
+
+A second actor under another name, or a zombie of this one, is harmless: every write compares the fence. One that has
+lost the fence exits its process; Ray starts it again, and it waits for the leader record like any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+
+import ray
+
+from actors import composition
+from actors.host import StageState, StageStatus
+from pipeline.assignment.manager import KeyManager
+from pipeline.assignment.records import Assignment, KeyRecord, StreamRecord
+from pipeline.errors import OncesignError
+from pipeline.ports import AssignReply, AssignRequest
+from pipeline.settings import Settings
+from pipeline.stream import Stream
+
+log = logging.getLogger(__name__)
+
+NAME = "key-manager"
+FENCE_LOST_EXIT = 70
+
+
+@ray.remote
+class KeyManagerActor:
+    """Lends keys and nonces."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._manager: KeyManager | None = None
+        self._starting = asyncio.Lock()
+        self._error: OncesignError | None = None
+
+    def __repr__(self) -> str:
+        return NAME
+
+    async def assign(self, requests: Sequence[AssignRequest], deadline_s: float) -> Sequence[AssignReply]:
+        """See ports.Assigner."""
+        return await (await self._started()).assign(requests, deadline_s)
+
+    async def release(self, batches: Sequence[tuple[Stream, int]], worker: str) -> None:
+        """See ports.Assigner."""
+        await (await self._started()).release(batches, worker)
+
+    async def halt(self, stream: Stream, reason: str) -> None:
+        """See ports.Assigner."""
+        await (await self._started()).halt(stream, reason)
+
+    async def open_stream(self, record: StreamRecord) -> StreamRecord:
+        """See stages.reader.Streams."""
+        return await (await self._started()).open_stream(record)
+
+    async def assignments(self) -> Sequence[Assignment]:
+        """See stages.sweeper.Desk."""
+        return await (await self._started()).list_assignments()
+
+    async def streams(self) -> Sequence[StreamRecord]:
+        """All streams of the deployment."""
+        return await (await self._started()).list_streams()
+
+    async def keys(self) -> Sequence[KeyRecord]:
+        """All keys, the longest unused first."""
+        return await (await self._started()).list_keys()
+
+    async def import_keys(self, keys: Sequence[tuple[int, str, bytes, int]]) -> None:
+        """(chain id, address, sealed key, start nonce) each."""
+        await (await self._started()).import_keys(keys)
+
+    async def disable(self, chain_id: int, address: str) -> None:
+        """Lend this key no more; a locked one after its release."""
+        await (await self._started()).disable(chain_id, address)
+
+    async def enable(self, chain_id: int, address: str) -> None:
+        """Lend this key again."""
+        await (await self._started()).enable(chain_id, address)
+
+    async def status(self) -> StageStatus:
+        """Start it if need be. Its own refusal to start is in the status, not raised."""
+        try:
+            manager = await self._started()
+        except OncesignError as error:
+            return StageStatus(StageState.FAILED, os.getpid(), error)
+        return StageStatus(StageState.RUNNING, os.getpid(), counts=manager.status())
+
+    async def drain(self) -> None:
+        """Give up the leader record, so that the next key manager need not wait for the lease to end."""
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            await manager.stop()
+
+    async def _started(self) -> KeyManager:
+        # Not in __init__: an exception there would end the actor for good.
+        async with self._starting:
+            if self._manager is None:
+                composition.start_logging()
+                self._manager = await composition.key_manager(self._settings, self._fence_lost)
+            return self._manager
+
+    def _fence_lost(self) -> None:
+        log.error("key manager: failed: the leader record is no longer ours; exiting")
+        os._exit(FENCE_LOST_EXIT)

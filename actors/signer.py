@@ -1,0 +1,47 @@
+"""The signer as a Ray actor: the only process that opens private keys."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+
+import ray
+
+from actors import composition
+from actors.host import StageState, StageStatus
+from pipeline.ports import SignedBatch, SignJob
+from pipeline.settings import Settings
+from pipeline.stages.signer import Signer
+
+
+@ray.remote
+class SignerActor:
+    """Ledger row, then signature."""
+
+    def __init__(self, slot: int, settings: Settings) -> None:
+        self._name = f"signer-{slot}"
+        self._settings = settings
+        self._signer: Signer | None = None
+        self._starting = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return self._name
+
+    async def sign(self, job: SignJob) -> SignedBatch:
+        """See stages.signer.Signer."""
+        return await (await self._started()).sign(job)
+
+    async def status(self) -> StageStatus:
+        """Start it if need be. Raises SecretFileError, DatabaseUnavailable."""
+        signer = await self._started()
+        return StageStatus(StageState.RUNNING, os.getpid(), counts=dataclasses.asdict(signer.count))
+
+    async def _started(self) -> Signer:
+        # Not in __init__: an exception there would end the actor for good, and Ray starts a dead process again
+        # without anybody's call.
+        async with self._starting:
+            if self._signer is None:
+                composition.start_logging()
+                self._signer = await composition.signer(self._settings, f"{self._name}.{os.getpid()}")
+            return self._signer

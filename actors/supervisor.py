@@ -1,0 +1,256 @@
+"""The supervisor as a Ray actor: gives every actor its work, again after each death, with growing pauses.
+
+Ray starts a dead process again (max_restarts); the new process knows nothing, says `idle`, and is given its work. A
+stage that ended with an error is started again after a pause, unless another start cannot help: then the supervisor
+holds that error, and the driver ends the job with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+import ray
+
+from actors import composition
+from actors.batch_consumer import BatchConsumerActor
+from actors.batch_reader import BatchReaderActor
+from actors.clients import RemoteKeyManager, SignerPool, ask
+from actors.host import StageHost, StageState, StageStatus
+from actors.key_manager import NAME as KEY_MANAGER
+from actors.key_manager import KeyManagerActor
+from actors.names import CALL_TIMEOUT_S, START_TIMEOUT_S, namespace, options
+from actors.signer import SignerActor
+from actors.tx_verifier import TxVerifierActor
+from pipeline.errors import OncesignError, RuntimeFault
+from pipeline.settings import Settings
+from pipeline.stages.consumer import Worker
+from pipeline.stream import Stream
+
+log = logging.getLogger(__name__)
+
+SUPERVISE_EVERY_S: Final = 0.5
+RESTART_FIRST_S: Final = 0.5
+RESTART_LONGEST_S: Final = 15.0
+HEALTHY_AFTER_S: Final = 30.0
+"""A stage that ran this long starts over with the shortest pause."""
+
+NAME_TRIES: Final = 60
+NAME_WAIT_S: Final = 0.5
+
+SIGNER_CPUS: Final = 1.0
+OTHER_CPUS: Final = 0.25
+
+
+@dataclass(slots=True)
+class Member:
+    """One actor under supervision."""
+
+    name: str
+    actor: Any
+    start: Callable[[], Awaitable[None]]
+    status: StageStatus | None = None
+    pause_s: float = RESTART_FIRST_S
+    started_s: float = 0.0
+    starts: int = 0
+    answered: bool = False
+
+    async def look(self, now_s: float) -> None:
+        """Ask how it is, and start it when it does not run and its pause is over."""
+        timeout_s = CALL_TIMEOUT_S if self.answered else START_TIMEOUT_S
+        try:
+            self.status = await ask(self.actor.status.remote(), timeout_s, self.name)
+            self.answered = True
+            if self.status.state is not StageState.RUNNING and not self.status.fatal:
+                await self._start(now_s)
+        except OncesignError as error:
+            log.warning("%s: failed: %s", self.name, error)
+            self.answered = False
+
+    async def _start(self, now_s: float) -> None:
+        if self.starts and now_s - self.started_s < self.pause_s:
+            return
+        longer = min(self.pause_s * 2, RESTART_LONGEST_S)
+        self.pause_s = RESTART_FIRST_S if now_s - self.started_s > HEALTHY_AFTER_S else longer
+        self.started_s = now_s
+        self.starts += 1
+        await self.start()
+
+
+@dataclass(slots=True)
+class PipelineStatus:
+    """How the pipeline is, as the driver and the command line see it."""
+
+    error: OncesignError | None = None
+    members: dict[str, StageStatus | None] = field(default_factory=dict)
+    drained: bool = False
+    halted: dict[str, str] = field(default_factory=dict)
+    restarts: int = 0
+
+
+@ray.remote
+class SupervisorActor:
+    """One per job."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._members: list[Member] = []
+        self._host = StageHost("supervisor")
+        self._key_manager: Any = None
+        self._seqs: dict[str, int] = {}
+        self._ready = False
+        self._namespace = namespace(settings.deployment)
+
+    def __repr__(self) -> str:
+        return "supervisor"
+
+    async def start(self, *, verify: bool) -> None:
+        """Bring the pipeline up in the background."""
+        composition.start_logging()
+
+        async def run(stop: asyncio.Event) -> None:
+            self._key_manager = self._create_key_manager()
+            await self._lead()
+            async with composition.topics(self._settings) as self._topics:
+                await composition.prepare(self._settings, RemoteKeyManager(self._key_manager), self._topics)
+                self._members = await self._create(verify=verify)
+                self._ready = True
+                await asyncio.gather(self._supervise(stop), self._sweep(stop))
+
+        self._host.start(run)
+
+    async def status(self) -> PipelineStatus:
+        """Never raises."""
+        own = self._host.status()
+        errors = [own.error] + [m.status.error for m in self._members if m.status is not None and m.status.fatal]
+        return PipelineStatus(
+            error=next((error for error in errors if error is not None), None),
+            members={member.name: member.status for member in self._members},
+            drained=self._ready and own.error is None and await self._drained(),
+            halted=self._halted(),
+            restarts=sum(max(0, member.starts - 1) for member in self._members),
+        )
+
+    async def drain(self) -> None:
+        """Readers first, then consumers with what they hold, then the rest; the key manager last."""
+        for prefix in ("reader", "consumer", "tx-verifier"):
+            actors = [member.actor for member in self._members if member.name.startswith(prefix)]
+            await asyncio.gather(*(actor.drain.remote() for actor in actors), return_exceptions=True)
+        await self._host.drain()
+        if self._key_manager is not None:
+            await asyncio.gather(self._key_manager.drain.remote(), return_exceptions=True)
+            ray.kill(self._key_manager, no_restart=True)
+
+    # ── bringing up ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _create_key_manager(self) -> Any:
+        detached = options(KEY_MANAGER, cpus=OTHER_CPUS, concurrency=1000) | {"lifetime": "detached", "get_if_exists": True}
+        return KeyManagerActor.options(**detached, namespace=self._namespace).remote(self._settings)
+
+    async def _lead(self) -> None:
+        """Wait until the key manager leads. Raises its refusal."""
+        status: StageStatus = await ask(self._key_manager.status.remote(), START_TIMEOUT_S, "the key manager")
+        if status.error is not None:
+            raise status.error
+
+    async def _create(self, *, verify: bool) -> list[Member]:
+        settings = self._settings
+        signers = [
+            await self._actor(SignerActor, f"signer-{slot}", SIGNER_CPUS, slot, settings)
+            for slot in range(composition.signer_count(settings))
+        ]
+        self._signers = SignerPool(signers, settings.pool.batches_per_signer)
+        members = [Member(KEY_MANAGER, self._key_manager, _nothing)]
+        members += [Member(f"signer-{slot}", actor, _nothing) for slot, actor in enumerate(signers)]
+        for place in composition.reader_places(settings):
+            reader = await self._actor(BatchReaderActor, place.name, OTHER_CPUS, place.name)
+            start = partial(reader.start.remote, settings, place.source, place.shards, self._key_manager)
+            members.append(Member(place.name, reader, start))
+        for slot in range(settings.pool.consumers):
+            consumer = await self._actor(BatchConsumerActor, f"consumer-{slot}", OTHER_CPUS, slot)
+            start = partial(consumer.start.remote, settings, self._key_manager, signers)
+            members.append(Member(f"consumer-{slot}", consumer, start))
+        if verify:
+            verifier = await self._actor(TxVerifierActor, "tx-verifier", OTHER_CPUS)
+            members.append(Member("tx-verifier", verifier, partial(verifier.start.remote, settings)))
+        return members
+
+    async def _actor(self, kind: Any, name: str, cpus: float, *args: Any) -> Any:
+        """Create a named actor; the name may still belong to one of a job that has just died."""
+        for _ in range(NAME_TRIES):
+            try:
+                return kind.options(**options(name, cpus=cpus), namespace=self._namespace).remote(*args)
+            except ValueError:
+                await asyncio.sleep(NAME_WAIT_S)
+        raise RuntimeFault(f"an actor called {name} of another job still runs.", hint="Stop that job, or wait for it.")
+
+    # ── keeping it up ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _supervise(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            now_s = time.monotonic()
+            await asyncio.gather(*(member.look(now_s) for member in self._members))
+            await asyncio.sleep(SUPERVISE_EVERY_S)
+
+    async def _sweep(self, stop: asyncio.Event) -> None:
+        worker = Worker(f"sweeper.{os.getpid()}", self._settings.node)
+        async with composition.sweeper(
+            self._settings, worker, RemoteKeyManager(self._key_manager), self._signers
+        ) as sweeper:
+            self._sweeper = sweeper
+            await sweeper.run(stop)
+
+    # ── drained? ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _drained(self) -> bool:
+        """Everything that was committed is in a batch, every batch is committed by the consumers, and released.
+
+        Halted streams aside. The order matters: rows first, then batches, then assignments, so that nothing moves from
+        a place not yet looked at to one already looked at.
+        """
+        readers = [member for member in self._members if member.name.startswith("reader")]
+        seqs = _merged(readers, "seq")
+        if seqs != self._seqs or not all(m.status is not None and m.status.state is StageState.RUNNING for m in readers):
+            self._seqs = seqs  # still reading: look closer when nothing came between two looks
+            return False
+        try:
+            return not await self._rows_left(readers) and not await self._batches_left()
+        except OncesignError:
+            return False
+
+    async def _rows_left(self, readers: list[Member]) -> int:
+        return sum([await ask(r.actor.remaining.remote(), CALL_TIMEOUT_S, r.name) for r in readers])
+
+    async def _batches_left(self) -> int:
+        halted = self._halted()
+        left = 0
+        for source in self._settings.sources:
+            progress = await self._topics.progress(self._settings.deployment, source)
+            for shard in range(source.shards):
+                stream = str(Stream(source.name, shard))
+                done = progress[shard].seq if shard in progress else 0
+                left += stream not in halted and done != self._seqs.get(stream, 0)
+        assignments = await RemoteKeyManager(self._key_manager).assignments()
+        return left + sum(str(a.stream) not in halted for a in assignments)
+
+    def _halted(self) -> dict[str, str]:
+        return _merged(self._members, "halted")
+
+
+def _merged(members: list[Member], count: str) -> dict[str, Any]:
+    """One mapping out of each member's."""
+    merged: dict[str, Any] = {}
+    for member in members:
+        if member.status is not None:
+            merged |= member.status.counts.get(count, {})
+    return merged
+
+
+async def _nothing() -> None:
+    """For an actor that starts by being asked how it is."""
