@@ -63,17 +63,24 @@ def _call(typing_context: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: 
 
 
 @njit(nogil=True, cache=True)
+def sign_opaque(library: Any, struct: Any, message: Any, secret: Any) -> Any:
+    """Sign message[:32] into the library's own form, struct[:SIGNATURE_STRUCT_BYTES]; 1, or 0 when it failed."""
+    null = np.uint64(0)
+    at, to = np.uint64(message.ctypes.data), np.uint64(struct.ctypes.data)
+    return _call(library[1], library[0], to, at, np.uint64(secret.ctypes.data), null, null)
+
+
+@njit(nogil=True, cache=True)
 def sign_hash(library: Any, struct: Any, message: Any, secret: Any, compact: Any, recovery_id: Any) -> Any:
     """Sign message[:32] into compact[:64] (r ‖ s, big-endian) and recovery_id[0]; 1, or 0 when it failed.
 
     Hashes nothing, knows nothing of chains. `struct` is scratch of SIGNATURE_STRUCT_BYTES.
     """
-    null = np.uint64(0)
-    at, to = np.uint64(message.ctypes.data), np.uint64(struct.ctypes.data)
-    if _call(library[1], library[0], to, at, np.uint64(secret.ctypes.data), null, null) != 1:
+    if sign_opaque(library, struct, message, secret) != 1:
         return 0
+    null = np.uint64(0)
     out, recovery = np.uint64(compact.ctypes.data), np.uint64(recovery_id.ctypes.data)
-    return _call(library[2], library[0], out, recovery, to, null, null)
+    return _call(library[2], library[0], out, recovery, np.uint64(struct.ctypes.data), null, null)
 
 
 @njit(nogil=True, cache=True)
