@@ -1,135 +1,171 @@
-"""Keccak-256 (the padding of the Keccak submission, 0x01, as Ethereum uses it; not SHA3-256) in a compiled loop."""
+"""Keccak-256 in a compiled loop, several messages at a time.
+
+Ethereum's hash has the padding of the Keccak submission (0x01), so it is not SHA3-256. One permutation works on LANES
+states side by side in vector registers: a batch has a thousand messages to hash, and they do not depend on each other.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from pipeline.ethereum.memory import load_word
 
 RATE_BYTES: Final = 136
 RATE_WORDS: Final = 17
+STATE_WORDS: Final = 25
+HASH_WORDS: Final = 4
+LANES: Final = 4
+WORD_BITS: Final = 64
 
-ROUND_CONSTANTS: Final = np.array(
-    [
-        0x0000000000000001, 0x0000000000008082, 0x800000000000808A, 0x8000000080008000, 0x000000000000808B,
-        0x0000000080000001, 0x8000000080008081, 0x8000000000008009, 0x000000000000008A, 0x0000000000000088,
-        0x0000000080008009, 0x000000008000000A, 0x000000008000808B, 0x800000000000008B, 0x8000000000008089,
-        0x8000000000008003, 0x8000000000008002, 0x8000000000000080, 0x000000000000800A, 0x800000008000000A,
-        0x8000000080008081, 0x8000000000008080, 0x0000000080000001, 0x8000000080008008,
-    ],
-    np.uint64,
+ROUND_CONSTANTS: Final = (
+    0x0000000000000001, 0x0000000000008082, 0x800000000000808A, 0x8000000080008000, 0x000000000000808B,
+    0x0000000080000001, 0x8000000080008081, 0x8000000000008009, 0x000000000000008A, 0x0000000000000088,
+    0x0000000080008009, 0x000000008000000A, 0x000000008000808B, 0x800000000000008B, 0x8000000000008089,
+    0x8000000000008003, 0x8000000000008002, 0x8000000000000080, 0x000000000000800A, 0x800000008000000A,
+    0x8000000080008081, 0x8000000000008080, 0x0000000080000001, 0x8000000080008008,
 )  # fmt: skip
 
+ROTATIONS: Final = (
+    (0, 1, 62, 28, 27),
+    (36, 44, 6, 55, 20),
+    (3, 10, 43, 25, 39),
+    (41, 45, 15, 21, 8),
+    (18, 2, 61, 56, 14),
+)
+"""ROTATIONS[y][x] of the word at 5·y + x (FIPS 202, table 2)."""
 
-@njit(nogil=True, cache=True, inline="always")
-def _rotate(word: Any, bits: Any) -> Any:
-    return (word << np.uint64(bits)) | (word >> np.uint64(64 - bits))
+VECTOR: Final = ir.VectorType(ir.IntType(WORD_BITS), LANES)
+
+
+def _splat(word: int) -> ir.Constant:
+    return ir.Constant(VECTOR, [word] * LANES)
+
+
+def _rotated(builder: Any, word: Any, bits: int) -> Any:
+    if bits == 0:
+        return word
+    return builder.or_(builder.shl(word, _splat(bits)), builder.lshr(word, _splat(WORD_BITS - bits)))
+
+
+def _round(builder: Any, a: list[Any], constant: Any) -> list[Any]:
+    """θ, ρ, π, χ and ι (FIPS 202, section 3.2) on 25 vectors."""
+    column = [a[x] for x in range(5)]
+    for y in range(1, 5):
+        column = [builder.xor(column[x], a[5 * y + x]) for x in range(5)]
+    parity = [builder.xor(column[(x + 4) % 5], _rotated(builder, column[(x + 1) % 5], 1)) for x in range(5)]
+    b: list[Any] = [None] * STATE_WORDS
+    for y in range(5):
+        for x in range(5):
+            word = builder.xor(a[5 * y + x], parity[x])
+            b[5 * ((2 * x + 3 * y) % 5) + y] = _rotated(builder, word, ROTATIONS[y][x])
+    out = [
+        builder.xor(b[i], builder.and_(builder.not_(b[i - i % 5 + (i + 1) % 5]), b[i - i % 5 + (i + 2) % 5]))
+        for i in (5 * y + x for y in range(5) for x in range(5))
+    ]
+    out[0] = builder.xor(out[0], constant)
+    return out
+
+
+def _permutation(builder: Any, words: Any) -> None:
+    """The 24 rounds of Keccak-f[1600] over 25 vectors in memory."""
+    i32 = ir.IntType(32)
+    table = ir.Constant(ir.ArrayType(VECTOR, len(ROUND_CONSTANTS)), [_splat(word) for word in ROUND_CONSTANTS])
+    constants = cgutils.global_constant(builder, "keccak_round_constants", table)
+    places = [builder.gep(words, [ir.Constant(i32, i)]) for i in range(STATE_WORDS)]
+    loaded = [builder.load(place, align=8) for place in places]
+    before = builder.block
+    rounds, after = builder.append_basic_block("keccak_rounds"), builder.append_basic_block("keccak_done")
+    builder.branch(rounds)
+    builder.position_at_end(rounds)
+    index = builder.phi(i32)
+    index.add_incoming(ir.Constant(i32, 0), before)
+    state = [builder.phi(VECTOR) for _ in range(STATE_WORDS)]
+    constant = builder.load(builder.gep(constants, [ir.Constant(i32, 0), index]), align=8)
+    mixed = _round(builder, state, constant)
+    following = builder.add(index, ir.Constant(i32, 1))
+    index.add_incoming(following, rounds)
+    for phi, first, later in zip(state, loaded, mixed, strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, rounds)
+    more = builder.icmp_unsigned("<", following, ir.Constant(i32, len(ROUND_CONSTANTS)))
+    builder.cbranch(more, rounds, after)
+    builder.position_at_end(after)
+    for place, word in zip(places, mixed, strict=True):
+        builder.store(word, place, align=8)
+
+
+@intrinsic
+def _permute(typing_context: Any, state: Any) -> Any:  # noqa: ARG001 - numba's protocol
+    """Keccak-f[1600] on every lane of state, uint64 (STATE_WORDS, LANES), in place."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, value=args[0])
+        _permutation(builder, builder.bitcast(array.data, VECTOR.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(state), generate
 
 
 @njit(nogil=True, cache=True)
-def _permute(s: Any) -> None:
-    """Keccak-f[1600] on 25 words in place (FIPS 202, section 3.3); lanes are kept in locals."""
-    a0, a1, a2, a3, a4 = s[0], s[1], s[2], s[3], s[4]
-    a5, a6, a7, a8, a9 = s[5], s[6], s[7], s[8], s[9]
-    a10, a11, a12, a13, a14 = s[10], s[11], s[12], s[13], s[14]
-    a15, a16, a17, a18, a19 = s[15], s[16], s[17], s[18], s[19]
-    a20, a21, a22, a23, a24 = s[20], s[21], s[22], s[23], s[24]
-    for i in range(24):
-        c0 = a0 ^ a5 ^ a10 ^ a15 ^ a20
-        c1 = a1 ^ a6 ^ a11 ^ a16 ^ a21
-        c2 = a2 ^ a7 ^ a12 ^ a17 ^ a22
-        c3 = a3 ^ a8 ^ a13 ^ a18 ^ a23
-        c4 = a4 ^ a9 ^ a14 ^ a19 ^ a24
-        d0 = c4 ^ _rotate(c1, 1)
-        d1 = c0 ^ _rotate(c2, 1)
-        d2 = c1 ^ _rotate(c3, 1)
-        d3 = c2 ^ _rotate(c4, 1)
-        d4 = c3 ^ _rotate(c0, 1)
-        b0 = a0 ^ d0
-        b10 = _rotate(a1 ^ d1, 1)
-        b20 = _rotate(a2 ^ d2, 62)
-        b5 = _rotate(a3 ^ d3, 28)
-        b15 = _rotate(a4 ^ d4, 27)
-        b16 = _rotate(a5 ^ d0, 36)
-        b1 = _rotate(a6 ^ d1, 44)
-        b11 = _rotate(a7 ^ d2, 6)
-        b21 = _rotate(a8 ^ d3, 55)
-        b6 = _rotate(a9 ^ d4, 20)
-        b7 = _rotate(a10 ^ d0, 3)
-        b17 = _rotate(a11 ^ d1, 10)
-        b2 = _rotate(a12 ^ d2, 43)
-        b12 = _rotate(a13 ^ d3, 25)
-        b22 = _rotate(a14 ^ d4, 39)
-        b23 = _rotate(a15 ^ d0, 41)
-        b8 = _rotate(a16 ^ d1, 45)
-        b18 = _rotate(a17 ^ d2, 15)
-        b3 = _rotate(a18 ^ d3, 21)
-        b13 = _rotate(a19 ^ d4, 8)
-        b14 = _rotate(a20 ^ d0, 18)
-        b24 = _rotate(a21 ^ d1, 2)
-        b9 = _rotate(a22 ^ d2, 61)
-        b19 = _rotate(a23 ^ d3, 56)
-        b4 = _rotate(a24 ^ d4, 14)
-        a0 = b0 ^ (~b1 & b2) ^ ROUND_CONSTANTS[i]
-        a1 = b1 ^ (~b2 & b3)
-        a2 = b2 ^ (~b3 & b4)
-        a3 = b3 ^ (~b4 & b0)
-        a4 = b4 ^ (~b0 & b1)
-        a5 = b5 ^ (~b6 & b7)
-        a6 = b6 ^ (~b7 & b8)
-        a7 = b7 ^ (~b8 & b9)
-        a8 = b8 ^ (~b9 & b5)
-        a9 = b9 ^ (~b5 & b6)
-        a10 = b10 ^ (~b11 & b12)
-        a11 = b11 ^ (~b12 & b13)
-        a12 = b12 ^ (~b13 & b14)
-        a13 = b13 ^ (~b14 & b10)
-        a14 = b14 ^ (~b10 & b11)
-        a15 = b15 ^ (~b16 & b17)
-        a16 = b16 ^ (~b17 & b18)
-        a17 = b17 ^ (~b18 & b19)
-        a18 = b18 ^ (~b19 & b15)
-        a19 = b19 ^ (~b15 & b16)
-        a20 = b20 ^ (~b21 & b22)
-        a21 = b21 ^ (~b22 & b23)
-        a22 = b22 ^ (~b23 & b24)
-        a23 = b23 ^ (~b24 & b20)
-        a24 = b24 ^ (~b20 & b21)
-    s[0], s[1], s[2], s[3], s[4] = a0, a1, a2, a3, a4
-    s[5], s[6], s[7], s[8], s[9] = a5, a6, a7, a8, a9
-    s[10], s[11], s[12], s[13], s[14] = a10, a11, a12, a13, a14
-    s[15], s[16], s[17], s[18], s[19] = a15, a16, a17, a18, a19
-    s[20], s[21], s[22], s[23], s[24] = a20, a21, a22, a23, a24
-
-
-@njit(nogil=True, cache=True)
-def keccak_in_place(message: Any, words: Any, length: Any, state: Any) -> None:
-    """Hash message[:length]; the hash is state[:4].
-
-    `words` is the same memory as `message`, as uint64. The message is padded in place, so its buffer must be at least
-    `length + RATE_BYTES` bytes. Absorbing words instead of bytes is what makes a hash cost one permutation.
-    """
+def _pad(messages: Any, start: Any, length: Any) -> Any:
+    """Pad a message in place; the number of its blocks."""
     blocks = length // RATE_BYTES + 1
-    for i in range(length, blocks * RATE_BYTES):
-        message[i] = 0
-    message[length] |= 0x01
-    message[blocks * RATE_BYTES - 1] |= 0x80
-    for i in range(25):
-        state[i] = 0
-    for block in range(blocks):
-        start = block * RATE_WORDS
-        for i in range(RATE_WORDS):
-            state[i] ^= words[start + i]
+    end = start + blocks * RATE_BYTES
+    for i in range(start + length, end):
+        messages[i] = 0
+    messages[start + length] |= 0x01
+    messages[end - 1] |= 0x80
+    return blocks
+
+
+@njit(nogil=True, cache=True)
+def hash_messages(messages: Any, starts: Any, lengths: Any, hashes: Any) -> None:
+    """Hash messages[starts[m] : starts[m] + lengths[m]] into hashes[m], uint64 (count, HASH_WORDS).
+
+    Messages are padded in place: each needs RATE_BYTES of room behind it. A lane that has finished its message takes
+    the next one, so that messages of any length keep all lanes busy.
+    """
+    state = np.zeros((STATE_WORDS, LANES), np.uint64)
+    message = np.full(LANES, -1, np.int64)
+    place = np.zeros(LANES, np.int64)
+    blocks = np.zeros(LANES, np.int64)
+    count = len(starts)
+    taken = hashed = 0
+    while hashed < count:
+        for lane in range(LANES):
+            if message[lane] < 0 and taken < count:
+                message[lane] = taken
+                place[lane] = starts[taken]
+                blocks[lane] = _pad(messages, starts[taken], lengths[taken])
+                for i in range(STATE_WORDS):
+                    state[i, lane] = 0
+                taken += 1
+            if message[lane] >= 0:
+                for i in range(RATE_WORDS):
+                    state[i, lane] ^= load_word(messages, place[lane] + 8 * i)
         _permute(state)
+        for lane in range(LANES):
+            if message[lane] >= 0:
+                place[lane] += RATE_BYTES
+                blocks[lane] -= 1
+                if blocks[lane] == 0:
+                    for i in range(HASH_WORDS):
+                        hashes[message[lane], i] = state[i, lane]
+                    message[lane] = -1
+                    hashed += 1
 
 
 def keccak256(message: bytes) -> NDArray[np.uint8]:
     """The hash of one message, 32 bytes; for tests and single values, not for loops."""
-    words = np.zeros((len(message) // RATE_BYTES + 1) * RATE_WORDS, np.uint64)
-    buffer = words.view(np.uint8)
-    buffer[: len(message)] = np.frombuffer(message, np.uint8)
-    state = np.zeros(25, np.uint64)
-    keccak_in_place(buffer, words, len(message), state)
-    return state[:4].view(np.uint8)
+    room = np.zeros(len(message) + RATE_BYTES, np.uint8)
+    room[: len(message)] = np.frombuffer(message, np.uint8)
+    hashes = np.zeros((1, HASH_WORDS), np.uint64)
+    hash_messages(room, np.zeros(1, np.int64), np.array([len(message)]), hashes)
+    return hashes.view(np.uint8)[0]

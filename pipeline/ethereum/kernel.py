@@ -1,10 +1,12 @@
-"""The signing kernel: a batch's columns in, signed bytes and transaction hashes out, in one loop without the GIL.
+"""The signing kernel: a batch's columns in, signed bytes and transaction hashes out, in one call without the GIL.
 
-| type | what is hashed and signed | what goes on the wire | hash |
-|---|---|---|---|
-| 0 legacy (EIP-155) | rlp([nonce, gas price, gas, to, value, data, chain id, 0, 0]) | rlp([… data, v, r, s]), v = 35 + 2·chain id + y | keccak of the wire bytes |
-| 1 access list (EIP-2930) | 0x01 ‖ rlp([chain id, nonce, gas price, gas, to, value, data, access list]) | 0x01 ‖ rlp([…, y, r, s]) | as above |
-| 2 fee market (EIP-1559) | 0x02 ‖ rlp([chain id, nonce, priority fee, fee cap, gas, to, value, data, access list]) | 0x02 ‖ rlp([…, y, r, s]) | as above |
+| type | what is hashed and signed | what goes on the wire, and is hashed for the transaction's hash |
+|---|---|---|
+| 0 legacy (EIP-155) | rlp(F ‖ chain id, 0, 0), F = nonce, gas price, gas, to, value, data | rlp(F ‖ v, r, s) |
+| 1 access list (EIP-2930) | 0x01 ‖ rlp(F), F = chain id, nonce, gas price, gas, to, value, data, access list | 0x01 ‖ rlp(F ‖ y, r, s) |
+| 2 fee market (EIP-1559) | 0x02 ‖ rlp(F), F = chain id, nonce, tip, fee cap, gas, to, value, data, access list | 0x02 ‖ rlp(F ‖ y, r, s) |
+
+y is the parity of the signature's point, and v = 35 + 2 · chain id + y. F is written once; what differs is put around it.
 
 `sign` does not validate: it takes the rows that validity.judge left. It does not choose nonces: row k of the signable
 rows gets first_nonce + k. It does not check its own work: ethereum.check does.
@@ -13,25 +15,31 @@ rows gets first_nonce + k. It does not check its own work: ethereum.check does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numba import njit
 from numpy.typing import NDArray
 
+from pipeline.errors import SigningRefused
 from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
 from pipeline.ethereum.columns import U8, Columns
-from pipeline.ethereum.keccak import RATE_BYTES, keccak_in_place
-from pipeline.ethereum.rlp import copy, put_access_list, put_length, put_scalar, put_string, put_uint
+from pipeline.ethereum.keccak import HASH_WORDS, RATE_BYTES, hash_messages
+from pipeline.ethereum.memory import copy_bytes
+from pipeline.ethereum.rlp import length_size, put_access_list, put_length, put_scalar, put_string, put_uint
 from pipeline.ethereum.secp256k1 import LIBRARY, SIGNATURE_STRUCT_BYTES, sign_hash
+from pipeline.ethereum.validity import judge
 from pipeline.stream import START, Stream
 
-ROW_BYTES_MAX: Final = 320
-"""More than any transaction takes beside its data and access list: type byte, list and string headers, five scalars of
-up to 33 bytes, an address, and the signature."""
+SECRET_BYTES: Final = 32
+NONCE_END: Final = 2**64 - 1
+"""The first number that is no nonce (EIP-2681)."""
 
-ENTRY_BYTES_MAX: Final = 32
+HEAD_BYTES: Final = 8  # a type byte and a list header of up to 5 bytes
+TAIL_BYTES: Final = 80  # v of up to 9 bytes, r and s of up to 33
+FIELDS_BYTES: Final = 120  # five scalars of up to 9 bytes, an address, the value, the headers of data and access list
+ENTRY_BYTES: Final = 32  # an address and two list headers of up to 5 bytes
 KEY_BYTES: Final = 33
 
 
@@ -55,6 +63,38 @@ class SignedColumns:
         return cls(np.zeros(0, np.int64), none, np.zeros(0, np.uint64), none.reshape(0, 32), zero, none, none)
 
 
+class _Rows(NamedTuple):
+    """What of the Columns goes into a transaction, byte columns flat."""
+
+    type: U8
+    to: U8
+    to_valid: U8
+    value: U8
+    gas_limit: NDArray[np.uint64]
+    max_fee: NDArray[np.uint64]
+    priority: NDArray[np.uint64]
+    data_offsets: NDArray[np.int32]
+    data: U8
+    list_offsets: NDArray[np.int32]
+    addresses: U8
+    key_offsets: NDArray[np.int32]
+    storage_keys: U8
+
+
+class _Work(NamedTuple):
+    """Scratch for k rows. Each has a stretch of `text` to itself, with room before its fields and behind them."""
+
+    text: U8
+    fields: NDArray[np.int64]  #: (k,) where a row's fields start in text
+    ends: NDArray[np.int64]  #: (k,) where they end
+    starts: NDArray[np.int64]  #: (k,) where the message starts
+    lengths: NDArray[np.int64]  #: (k,) of the message
+    hashes: NDArray[np.uint64]  #: (k, 4) of the message
+    compact: U8  #: (k, 64) r ‖ s
+    recovery_ids: NDArray[np.int32]  #: (k,)
+    failed: U8  #: (k,)
+
+
 def sign(batch: Batch, signable: NDArray[np.bool_], secret: bytes | bytearray, first_nonce: int) -> SignedColumns:
     """Sign the signable rows with consecutive nonces.
 
@@ -63,147 +103,160 @@ def sign(batch: Batch, signable: NDArray[np.bool_], secret: bytes | bytearray, f
         signable: (n,), False for rows that are rejected.
         secret: 32 bytes; copied into a buffer that is zeroed before this returns.
         first_nonce: of the first signable row.
+
+    Raises:
+        SigningRefused: the secret is not 32 bytes, or the nonces leave their range.
     """
-    key = np.frombuffer(bytes(32), np.uint8).copy()
+    chosen = np.flatnonzero(signable)
+    if len(secret) != SECRET_BYTES:
+        raise SigningRefused(f"a private key has {SECRET_BYTES} bytes.")
+    if first_nonce < 0 or first_nonce + len(chosen) > NONCE_END:
+        raise SigningRefused(f"{len(chosen)} nonces from {first_nonce} leave 0 … 2^64 - 2 (EIP-2681).")
+    key = np.zeros(SECRET_BYTES, np.uint8)
     key[:] = np.frombuffer(secret, np.uint8)
     try:
-        return _sign(batch.columns, np.flatnonzero(signable), key, first_nonce, batch.header.chain_id)
+        return _sign(batch.columns, chosen, key, first_nonce, batch.header.chain_id)
     finally:
         key[:] = 0
 
 
 def warm() -> None:
-    """Compile the loop, or load it from numba's cache beside this file: 0.5 s instead of some seconds."""
-    nothing = pa.RecordBatch.from_pylist(
-        [
-            {
-                "tx_id": 0,
-                "type": 2,
-                "chain_id": 1,
-                "to": bytes(20),
-                "value": bytes(32),
-                "gas_limit": 0,
-                "max_fee_per_gas": 0,
-                "max_priority_fee_per_gas": 0,
-                "data": b"",
-                "access_list": None,
-                "defect": 0,
-            }
-        ],
-        schema=COLUMNS,
-    )
+    """Compile all that a signer runs, or load it from numba's cache beside the source: 0.5 s instead of some seconds."""
+    row = {
+        "tx_id": 0,
+        "type": 2,
+        "chain_id": 1,
+        "to": bytes(20),
+        "value": bytes(32),
+        "gas_limit": 0,
+        "max_fee_per_gas": 0,
+        "max_priority_fee_per_gas": 0,
+        "data": b"",
+        "access_list": None,
+        "defect": 0,
+    }
     header = BatchHeader(Stream("warm", 0), 1, START, START, 1, "")
-    sign(Batch.build(header, nothing), np.ones(1, np.bool_), (1).to_bytes(32, "big"), 0)
+    batch = Batch.build(header, pa.RecordBatch.from_pylist([row] * 3, schema=COLUMNS))
+    judge(batch)
+    sign(batch, np.ones(3, np.bool_), (1).to_bytes(SECRET_BYTES, "big"), 0)
 
 
-def _sign(c: Columns, rows: NDArray[np.int64], key: U8, first_nonce: int, chain_id: int) -> SignedColumns:
-    count = len(rows)
-    longest = int(_sizes(c, rows).max(initial=0))
-    hashes = np.zeros((count, 32), np.uint8)
-    offsets = np.zeros(count + 1, np.int32)
-    raw = np.empty(int(_sizes(c, rows).sum()), np.uint8)
-    failed = np.zeros(count, np.uint8)
-    words = np.zeros((2, (longest + 2 * RATE_BYTES) // 8 + 1), np.uint64)
-    body = np.zeros(longest + RATE_BYTES, np.uint8)
-    _sign_rows(
-        LIBRARY, key, rows, np.uint64(first_nonce), np.uint64(chain_id),
+def _sign(c: Columns, chosen: NDArray[np.int64], key: U8, first_nonce: int, chain_id: int) -> SignedColumns:
+    count = len(chosen)
+    rows = _Rows(
         c.type, c.to.reshape(-1), c.to_valid, c.value.reshape(-1), c.gas_limit, c.max_fee, c.priority,
         c.data_offsets, c.data, c.list_offsets, c.addresses.reshape(-1), c.key_offsets, c.storage_keys.reshape(-1),
-        words[0], words[0].view(np.uint8), words[1], words[1].view(np.uint8), body,
-        hashes, offsets, raw, failed,
     )  # fmt: skip
+    work = _scratch(_sizes(c, chosen))
+    offsets = np.zeros(count + 1, np.int32)
+    raw = _sign_rows(LIBRARY, key, rows, chosen, np.uint64(first_nonce), np.uint64(chain_id), work, offsets)
     nonce = np.arange(count, dtype=np.uint64) + np.uint64(first_nonce)
-    return SignedColumns(
-        c.tx_id[rows], np.ones(count, np.uint8), nonce, hashes, offsets, raw[: offsets[-1]].copy(), failed
-    )
+    hashes = work.hashes.view(np.uint8)
+    return SignedColumns(c.tx_id[chosen], np.ones(count, np.uint8), nonce, hashes, offsets, raw, work.failed)
 
 
-def _sizes(c: Columns, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """An upper bound of each row's signed bytes."""
-    data = np.diff(c.data_offsets).astype(np.int64)[rows]
-    entries = np.diff(c.list_offsets).astype(np.int64)[rows]
-    keys = np.diff(c.key_offsets[c.list_offsets].astype(np.int64))[rows]
-    bound: NDArray[np.int64] = data + entries * ENTRY_BYTES_MAX + keys * KEY_BYTES + ROW_BYTES_MAX
+def _sizes(c: Columns, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+    """An upper bound of the bytes of each row's fields."""
+    data = np.diff(c.data_offsets)[chosen].astype(np.int64)
+    entries = np.diff(c.list_offsets)[chosen].astype(np.int64)
+    keys = np.diff(c.key_offsets[c.list_offsets])[chosen].astype(np.int64)
+    bound: NDArray[np.int64] = data + entries * ENTRY_BYTES + keys * KEY_BYTES + FIELDS_BYTES
     return bound
 
 
+def _scratch(sizes: NDArray[np.int64]) -> _Work:
+    count = len(sizes)
+    room = np.cumsum(sizes + (HEAD_BYTES + TAIL_BYTES + RATE_BYTES))
+    fields = np.zeros(count, np.int64)
+    fields[1:] = room[:-1]
+    fields += HEAD_BYTES
+    return _Work(
+        text=np.empty(int(room[-1]) if count else 0, np.uint8),
+        fields=fields,
+        ends=np.zeros(count, np.int64),
+        starts=np.zeros(count, np.int64),
+        lengths=np.zeros(count, np.int64),
+        hashes=np.zeros((count, HASH_WORDS), np.uint64),
+        compact=np.zeros((count, 64), np.uint8),
+        recovery_ids=np.zeros(count, np.int32),
+        failed=np.zeros(count, np.uint8),
+    )
+
+
 @njit(nogil=True, cache=True)
-def _put_fields(
-    out, kind, nonce, chain_id, row, to, to_valid, value, gas_limit, max_fee, priority,
-    data_offsets, data, list_offsets, addresses, key_offsets, keys,
-):  # type: ignore[no-untyped-def] # numba infers the types  # fmt: skip  # noqa: ANN001, ANN202, PLR0913, PLR0917
-    """The fields that the unsigned and the signed form share; their length."""
-    pos = 0
+def _sign_rows(  # noqa: PLR0913, PLR0917 - a compiled loop gets all it reads and writes as arguments
+    library: Any, key: Any, rows: Any, chosen: Any, first_nonce: Any, chain_id: Any, work: Any, offsets: Any
+) -> Any:
+    """Fill `work` and `offsets`; the signed bytes. Stage by stage, because each stage stays in cache by itself."""
+    for k in range(len(chosen)):
+        _put_unsigned(rows, chosen[k], first_nonce + np.uint64(k), chain_id, work, k)
+    hash_messages(work.text, work.starts, work.lengths, work.hashes)
+    struct = np.zeros(SIGNATURE_STRUCT_BYTES, np.uint8)
+    for k in range(len(chosen)):
+        signed = sign_hash(library, struct, work.hashes[k], key, work.compact[k], work.recovery_ids[k : k + 1])
+        work.failed[k] = signed != 1
+    for k in range(len(chosen)):
+        _put_signed(rows.type[chosen[k]], chain_id, work, k)
+        offsets[k + 1] = offsets[k] + work.lengths[k]
+    hash_messages(work.text, work.starts, work.lengths, work.hashes)
+    raw = np.empty(offsets[-1], np.uint8)
+    for k in range(len(chosen)):
+        copy_bytes(raw, offsets[k], work.text, work.starts[k], work.lengths[k])
+        if work.failed[k]:
+            work.hashes[k] = 0
+    return raw
+
+
+@njit(nogil=True, cache=True)
+def _put_unsigned(rows: Any, row: Any, nonce: Any, chain_id: Any, work: Any, k: Any) -> None:
+    """The message that is signed."""
+    kind = rows.type[row]
+    out = work.text
+    pos = work.fields[k]
     if kind != 0:
         pos = put_uint(out, pos, chain_id)
     pos = put_uint(out, pos, nonce)
     if kind == 2:
-        pos = put_uint(out, pos, priority[row])
-    pos = put_uint(out, pos, max_fee[row])
-    pos = put_uint(out, pos, gas_limit[row])
-    pos = put_string(out, pos, to, row * 20, row * 20 + (20 if to_valid[row] else 0))
-    pos = put_scalar(out, pos, value, row * 32)
-    pos = put_string(out, pos, data, data_offsets[row], data_offsets[row + 1])
+        pos = put_uint(out, pos, rows.priority[row])
+    pos = put_uint(out, pos, rows.max_fee[row])
+    pos = put_uint(out, pos, rows.gas_limit[row])
+    pos = put_string(out, pos, rows.to, row * 20, row * 20 + (20 if rows.to_valid[row] else 0))
+    pos = put_scalar(out, pos, rows.value, row * 32)
+    pos = put_string(out, pos, rows.data, rows.data_offsets[row], rows.data_offsets[row + 1])
     if kind != 0:
-        pos = put_access_list(out, pos, addresses, key_offsets, keys, list_offsets[row], list_offsets[row + 1])
-    return pos
+        first, last = rows.list_offsets[row], rows.list_offsets[row + 1]
+        pos = put_access_list(out, pos, rows.addresses, rows.key_offsets, rows.storage_keys, first, last)
+    work.ends[k] = pos
+    if kind == 0:
+        pos = put_uint(out, pos, chain_id)
+        out[pos] = 0x80
+        out[pos + 1] = 0x80
+        pos += 2
+    _put_head(kind, work, k, pos)
 
 
 @njit(nogil=True, cache=True)
-def _assemble(out, kind, body, body_length, tail, tail_length):  # type: ignore[no-untyped-def] # as above  # noqa: ANN001, ANN202, PLR0913, PLR0917
-    """`[type ‖] rlp list of (body ‖ tail)`; its length."""
-    pos = 0
-    if kind != 0:
-        out[0] = kind
-        pos = 1
-    pos = put_length(out, pos, body_length + tail_length, 0xC0)
-    pos = copy(out, pos, body, body_length)
-    return copy(out, pos, tail, tail_length)
+def _put_signed(kind: Any, chain_id: Any, work: Any, k: Any) -> None:
+    """The message that goes on the wire; of no bytes when there is no signature."""
+    if work.failed[k]:
+        work.lengths[k] = 0
+        return
+    parity = np.uint64(work.recovery_ids[k])
+    v = parity if kind != 0 else np.uint64(35) + np.uint64(2) * chain_id + parity
+    pos = put_uint(work.text, work.ends[k], v)
+    pos = put_scalar(work.text, pos, work.compact[k], 0)
+    pos = put_scalar(work.text, pos, work.compact[k], 32)
+    _put_head(kind, work, k, pos)
 
 
 @njit(nogil=True, cache=True)
-def _sign_rows(
-    library, key, rows, first_nonce, chain_id, kinds, to, to_valid, value, gas_limit, max_fee, priority,
-    data_offsets, data, list_offsets, addresses, key_offsets, keys,
-    unsigned_words, unsigned, signed_words, signed, body, hashes, offsets, raw, failed,
-):  # type: ignore[no-untyped-def] # as above  # fmt: skip  # noqa: ANN001, ANN202, PLR0913, PLR0917
-    state = np.zeros(25, np.uint64)
-    message = state.view(np.uint8)
-    struct = np.zeros(SIGNATURE_STRUCT_BYTES, np.uint8)
-    compact = np.zeros(64, np.uint8)
-    recovery_id = np.zeros(1, np.int32)
-    tail = np.zeros(96, np.uint8)
-    end = 0
-    for k in range(len(rows)):
-        row = rows[k]
-        kind = kinds[row]
-        nonce = first_nonce + np.uint64(k)
-        length = _put_fields(
-            body, kind, nonce, chain_id, row, to, to_valid, value, gas_limit, max_fee, priority,
-            data_offsets, data, list_offsets, addresses, key_offsets, keys,
-        )  # fmt: skip
-        tail_length = 0
-        if kind == 0:
-            tail_length = put_uint(tail, 0, chain_id)
-            tail[tail_length] = 0x80
-            tail[tail_length + 1] = 0x80
-            tail_length += 2
-        size = _assemble(unsigned, kind, body, length, tail, tail_length)
-        keccak_in_place(unsigned, unsigned_words, size, state)
-        if sign_hash(library, struct, message, key, compact, recovery_id) != 1:
-            failed[k] = 1
-            offsets[k + 1] = end
-            continue
-        parity = np.uint64(recovery_id[0])
-        v = parity if kind != 0 else np.uint64(35) + np.uint64(2) * chain_id + parity
-        tail_length = put_uint(tail, 0, v)
-        tail_length = put_scalar(tail, tail_length, compact, 0)
-        tail_length = put_scalar(tail, tail_length, compact, 32)
-        size = _assemble(signed, kind, body, length, tail, tail_length)
-        for i in range(size):
-            raw[end + i] = signed[i]
-        end += size
-        offsets[k + 1] = end
-        keccak_in_place(signed, signed_words, size, state)
-        for i in range(32):
-            hashes[k, i] = message[i]
+def _put_head(kind: Any, work: Any, k: Any, end: Any) -> None:
+    """`[type ‖] list header` before the fields, so that the message is all up to `end`."""
+    payload = end - work.fields[k]
+    start = work.fields[k] - length_size(payload)
+    put_length(work.text, start, payload, 0xC0)
+    if kind != 0:
+        start -= 1
+        work.text[start] = kind
+    work.starts[k] = start
+    work.lengths[k] = end - start

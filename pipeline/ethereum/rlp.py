@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from pipeline.ethereum.memory import copy_bytes
+
 
 @njit(nogil=True, cache=True)
 def put_length(out: Any, pos: Any, length: Any, short: Any) -> Any:
@@ -65,16 +67,7 @@ def put_string(out: Any, pos: Any, source: Any, start: Any, end: Any) -> Any:
         out[pos] = source[start]
         return pos + 1
     pos = put_length(out, pos, length, 0x80)
-    for i in range(length):
-        out[pos + i] = source[start + i]
-    return pos + length
-
-
-@njit(nogil=True, cache=True)
-def copy(out: Any, pos: Any, source: Any, length: Any) -> Any:
-    """source[:length] as it is."""
-    for i in range(length):
-        out[pos + i] = source[i]
+    copy_bytes(out, pos, source, start, length)
     return pos + length
 
 

@@ -1,0 +1,43 @@
+"""Bytes in compiled loops: what numba's own indexing does byte by byte, as one machine operation."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+WORD_BITS: Final = 64
+
+
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any, position: Any) -> Any:
+    data = context.make_array(array_type)(context, builder, value=array).data
+    return builder.gep(data, [position])
+
+
+@intrinsic
+def copy_bytes(typing_context: Any, out: Any, to: Any, source: Any, start: Any, length: Any) -> Any:  # noqa: ARG001, PLR0913, PLR0917 - numba's protocol
+    """`out[to : to + length] = source[start : start + length]` for uint8 arrays that do not overlap; unchecked."""
+    signature = types.void(out, types.int64, source, types.int64, types.int64)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        target = _pointer(context, builder, signature.args[0], args[0], args[1])
+        origin = _pointer(context, builder, signature.args[2], args[2], args[3])
+        cgutils.raw_memcpy(builder, target, origin, args[4], 1)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def load_word(typing_context: Any, source: Any, start: Any) -> Any:  # noqa: ARG001 - numba's protocol
+    """source[start : start + 8] of a uint8 array as a uint64 in the machine's byte order; any alignment, unchecked."""
+    signature = types.uint64(source, types.int64)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = _pointer(context, builder, signature.args[0], args[0], args[1])
+        return builder.load(builder.bitcast(place, ir.IntType(WORD_BITS).as_pointer()), align=1)
+
+    return signature, generate
