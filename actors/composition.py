@@ -11,7 +11,8 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
 from pipeline.adapters.batch_log import KafkaBatchLog
 from pipeline.adapters.batch_subscription import KafkaBatchSubscription
@@ -34,7 +35,7 @@ from pipeline.stages.consumer import BatchConsumer, ConsumerPorts, Outlets, Work
 from pipeline.stages.reader import BatchReader, Streams
 from pipeline.stages.signer import NativeKernel, Signer
 from pipeline.stages.sweeper import Desk, Sweeper, SweeperPorts
-from pipeline.stages.verifier import Verifier
+from pipeline.stages.verifier import Verifier, VerifierPorts
 from pipeline.stream import Stream
 
 CLOCK: Final = SystemClock()
@@ -141,15 +142,15 @@ async def signer(settings: Settings, worker: str) -> Signer:
     kek = Kek.load(kek_file(settings))
     kernel = NativeKernel()
     await kernel.warm()
-    ledger = await PostgresLedger.connect(settings.postgres)
+    ledger = PostgresLedger(settings.postgres)
     return Signer(worker, ledger, kek, kernel, CLOCK, settings.signing)
 
 
 async def key_manager(settings: Settings, fence_lost: Callable[[], None]) -> KeyManager:
     """A key manager that leads. Raises NotLeader, DeploymentHalted, DependencyDown."""
     store = EtcdStore(settings.etcd)
-    ledger = await PostgresLedger.connect(settings.postgres)
-    manager = KeyManager(store, ledger, CLOCK, settings)
+    ledger = PostgresLedger(settings.postgres)
+    manager = KeyManager(store, ledger, CLOCK, settings, fence_lost)
     await manager.start()
     return manager
 
@@ -157,12 +158,36 @@ async def key_manager(settings: Settings, fence_lost: Callable[[], None]) -> Key
 @asynccontextmanager
 async def verifier(settings: Settings) -> AsyncIterator[Verifier]:
     """The verifier with its log, tables, ledger and outcomes."""
+    names = Topics(settings.kafka.topic_prefix)
     async with AsyncExitStack() as stack:
-        raise NotImplementedError
-        yield
+        tables = {source.name: await _source(stack, settings, source) for source in settings.sources}
+        ledger = PostgresLedger(settings.postgres)
+        stack.push_async_callback(ledger.close)
+        outcomes = PostgresOutcomes(settings.postgres)
+        stack.push_async_callback(outcomes.close)
+        ports = VerifierPorts(_log(stack, settings), tables, ledger, outcomes, CLOCK)
+        yield Verifier(ports, settings.sources, (names.signed, names.rejected))
 
 
 def outlets(settings: Settings) -> Outlets:
     """Where signed and rejected go."""
     names = Topics(settings.kafka.topic_prefix)
     return Outlets(names.signed, names.rejected, settings.kafka.signed_partitions)
+
+
+def kek_file(settings: Settings) -> Path:
+    """The file with the key-encryption key."""
+    return settings.kek_file or settings.data_dir / "kek"
+
+
+async def _source(stack: AsyncExitStack, settings: Settings, source: SourceSettings) -> PostgresSource:
+    table = PostgresSource(settings.postgres, source)
+    stack.push_async_callback(table.close)
+    await table.check()
+    return table
+
+
+def _log(stack: AsyncExitStack, settings: Settings) -> KafkaBatchLog:
+    log = KafkaBatchLog(settings.kafka, settings.deployment)
+    stack.push_async_callback(log.close)
+    return log

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from pipeline.errors import DeploymentHalted, OncesignError, ProducerFenced, UsageError, NotLeader
+from pipeline.errors import DeploymentHalted, NotLeader, OncesignError, ProducerFenced, UsageError
 
 log = logging.getLogger(__name__)
 

@@ -150,7 +150,10 @@ class SupervisorActor:
     # ── bringing up ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _create_key_manager(self) -> Any:
-        detached = options(KEY_MANAGER, cpus=OTHER_CPUS, concurrency=1000) | {"lifetime": "detached", "get_if_exists": True}
+        detached = options(KEY_MANAGER, cpus=OTHER_CPUS, concurrency=1000) | {
+            "lifetime": "detached",
+            "get_if_exists": True,
+        }
         return KeyManagerActor.options(**detached, namespace=self._namespace).remote(self._settings)
 
     async def _lead(self) -> None:
@@ -216,7 +219,9 @@ class SupervisorActor:
         """
         readers = [member for member in self._members if member.name.startswith("reader")]
         seqs = _merged(readers, "seq")
-        if seqs != self._seqs or not all(m.status is not None and m.status.state is StageState.RUNNING for m in readers):
+        if seqs != self._seqs or not all(
+            m.status is not None and m.status.state is StageState.RUNNING for m in readers
+        ):
             self._seqs = seqs  # still reading: look closer when nothing came between two looks
             return False
         try:

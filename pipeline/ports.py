@@ -257,6 +257,10 @@ class Source(Protocol):
         """The rows of a batch whose bounds are known, in the same columns. Raises DatabaseUnavailable."""
         ...
 
+    async def rows_of(self, ids: Sequence[int]) -> pa.Table:
+        """The rows with these ids, in any order, in the same columns. Raises DatabaseUnavailable."""
+        ...
+
     async def count(self) -> int:
         """All committed rows. Raises DatabaseUnavailable."""
         ...

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
@@ -12,6 +14,22 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 from pipeline.adapters.kafka import CALL_TIMEOUT_S, ClientThread, client_config, unavailable
 from pipeline.ports import Progress
 from pipeline.settings import KafkaSettings
+
+
+PASSING: Final = frozenset(
+    {
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.UNSTABLE_OFFSET_COMMIT,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+    }
+)
+"""Answers of a broker that is still on its way up, or of a topic that was made a moment ago."""
+
+ASK_AGAIN_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +77,9 @@ class GroupOffsets:
     def _committed(self, group: str, topic: str, partitions: int) -> Mapping[int, Committed]:
         wanted = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, p) for p in range(partitions)])
         answer = self._result(
-            self._admin.list_consumer_group_offsets([wanted], require_stable=True, request_timeout=CALL_TIMEOUT_S)[
-                group
-            ],
-            missing=None,
+            lambda: self._admin.list_consumer_group_offsets(
+                [wanted], require_stable=True, request_timeout=CALL_TIMEOUT_S
+            )[group]
         )
         found = answer.topic_partitions if answer is not None else []
         return {tp.partition: Committed(tp.offset, tp.metadata or "") for tp in found if tp.offset >= 0}
@@ -71,7 +88,9 @@ class GroupOffsets:
         wanted = ConsumerGroupTopicPartitions(
             group, [TopicPartition(topic, p, at.offset, at.metadata) for p, at in offsets.items()]
         )
-        answer = self._result(self._admin.alter_consumer_group_offsets([wanted], request_timeout=CALL_TIMEOUT_S)[group])
+        answer = self._result(
+            lambda: self._admin.alter_consumer_group_offsets([wanted], request_timeout=CALL_TIMEOUT_S)[group]
+        )
         for tp in answer.topic_partitions:
             if tp.error is not None:
                 raise unavailable(self._settings, tp.error)
@@ -81,13 +100,10 @@ class GroupOffsets:
 
     def _offsets(self, topic: str, spec: Any, level: IsolationLevel) -> tuple[int, ...]:
         count = self.partitions(topic)
-        futures = self._admin.list_offsets(
-            {TopicPartition(topic, p): spec for p in range(count)},
-            isolation_level=level,
-            request_timeout=CALL_TIMEOUT_S,
-        )
-        by_partition = {tp.partition: self._result(future).offset for tp, future in futures.items()}
-        return tuple(by_partition[p] for p in range(count))
+        wanted = {TopicPartition(topic, p): spec for p in range(count)}
+        futures = self._admin.list_offsets(wanted, isolation_level=level, request_timeout=CALL_TIMEOUT_S)
+        found = {tp.partition: self._result(partial(_same, future)).offset for tp, future in futures.items()}
+        return tuple(found[p] for p in range(count))
 
     def partitions(self, topic: str) -> int:
         """How many partitions a topic has. Raises BusUnavailable, also when there is no such topic."""
@@ -99,10 +115,20 @@ class GroupOffsets:
             raise unavailable(self._settings, described.error)
         return len(described.partitions)
 
-    def _result(self, future: Any, **missing: Any) -> Any:
-        try:
-            return future.result(CALL_TIMEOUT_S * 2)
-        except KafkaException as error:
-            if missing and error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-                return missing["missing"]
-            raise unavailable(self._settings, error) from error
+    def _result(self, ask: Callable[[], Any]) -> Any:
+        """The answer; asked again while a coordinator is on its way. None for a group that does not exist."""
+        deadline_s = time.monotonic() + CALL_TIMEOUT_S
+        while True:
+            try:
+                return ask().result(CALL_TIMEOUT_S * 2)
+            except KafkaException as error:
+                code = error.args[0].code()
+                if code == KafkaError.GROUP_ID_NOT_FOUND:
+                    return None
+                if code not in PASSING or time.monotonic() > deadline_s:
+                    raise unavailable(self._settings, error) from error
+                time.sleep(ASK_AGAIN_S)
+
+
+def _same(future: Any) -> Any:
+    return future

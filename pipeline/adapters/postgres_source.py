@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -26,12 +26,14 @@ from pipeline.stream import Cursor
 READERS_MAX: Final = 4
 """Connections that one reader actor opens; more streams than that take turns."""
 
-SELECT: Final = """
+COLUMNS_OF: Final = """
 SELECT created_xid::text::bigint AS created_xid, id, type::bigint AS type, chain_id, "to", value::text AS value,
        gas_limit::bigint AS gas_limit, max_fee_per_gas::text AS max_fee_per_gas,
        max_priority_fee_per_gas::text AS max_priority_fee_per_gas, data, access_list::text AS access_list
-FROM {table} WHERE shard = {shard} AND (created_xid, id) > ('{xid}'::xid8, {id})
+FROM {table}
 """
+
+SELECT: Final = COLUMNS_OF + "WHERE shard = {shard} AND (created_xid, id) > ('{xid}'::xid8, {id}) "
 
 AFTER: Final = "AND created_xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY created_xid, id LIMIT {limit}"
 """Only rows of transactions older than every running one: nothing can still commit behind them."""
@@ -80,6 +82,11 @@ class PostgresSource:
         """See ports.Source."""
         where = SELECT.format(table=self._table, shard=shard, xid=prev.xid, id=prev.id)
         return await self._arrow(where + BETWEEN.format(to_xid=cursor.xid, to_id=cursor.id))
+
+    async def rows_of(self, ids: Sequence[int]) -> pa.Table:
+        """See ports.Source."""
+        listed = ",".join(str(int(tx_id)) for tx_id in ids)
+        return await self._arrow(COLUMNS_OF.format(table=self._table) + f"WHERE id = ANY('{{{listed}}}'::bigint[])")
 
     async def count(self) -> int:
         """See ports.Source."""

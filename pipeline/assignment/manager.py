@@ -135,7 +135,8 @@ class KeyManager:
     async def assign(self, requests: Sequence[AssignRequest], deadline_s: float) -> Sequence[AssignReply]:
         """See ports.Assigner.
 
-        A caller that goes away may leave an assignment behind; whoever gets the batch next inherits it.
+        Requests without a key wait in line, but not when others of the same call were served: what is assigned should
+        not wait for what is not. A caller that goes away may leave an assignment behind; whoever gets the batch next inherits it.
         """
         self._leading()
         now_s = self._clock.monotonic_s()
@@ -146,7 +147,12 @@ class KeyManager:
             pending.reply.set_result(Waiting())
         self._pending.extend(waiting[:room])
         self._wake.set()
-        return await asyncio.gather(*(pending.reply for pending in waiting))
+        await asyncio.wait([pending.reply for pending in waiting], return_when=asyncio.FIRST_COMPLETED)
+        for pending in waiting:
+            if not pending.reply.done():
+                self._pending.remove(pending)
+                pending.reply.set_result(Waiting())
+        return [pending.reply.result() for pending in waiting]
 
     async def release(self, batches: Sequence[tuple[Stream, int]], worker: str) -> None:
         """See ports.Assigner."""

@@ -1,0 +1,217 @@
+"""A local Ray cluster for one data directory: one head on loopback, found again and ended by its own pid."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import orjson
+import psutil
+
+from pipeline.errors import RayUnavailable, RuntimeFault
+from pipeline.local.cache import progress
+from pipeline.local.record import ProcessRecord
+from pipeline.local.server import LOOPBACK, free_port, log_tail
+
+START_TIMEOUT_S: Final = 90.0
+STOP_TIMEOUT_S: Final = 30.0
+LOOK_S: Final = 0.2
+SOCKET_PATH_MAX: Final = 40
+"""Ray adds about 65 characters to its temporary directory for its sockets, and a socket's path ends at 107."""
+
+OBJECT_STORE_BYTES: Final = 512 * 1024**2
+STOP_WAIT_S: Final = 30
+"""How long Ray waits between SIGTERM and SIGKILL for the driver of a stopped job to drain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A running head."""
+
+    address: str  #: of the GCS
+    dashboard: str
+    token_file: str
+    head: ProcessRecord
+
+
+def environment(token_file: str) -> dict[str, str]:
+    """What every Ray process of a cluster, and every client of it, has in its environment."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": token_file,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+        "RAY_COLOR_PREFIX": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+def running(data_dir: Path) -> Cluster | None:
+    """The head of a data directory, if it runs."""
+    try:
+        fields = orjson.loads(_file(data_dir).read_bytes())
+    except FileNotFoundError:
+        return None
+    cluster = Cluster(**fields | {"head": ProcessRecord(**fields["head"])})
+    return cluster if cluster.head.process() is not None else None
+
+
+def start(data_dir: Path, cpus: int) -> Cluster:
+    """The head of a data directory, started if it does not run. Raises RuntimeFault."""
+    data_dir = data_dir.resolve()
+    found = running(data_dir)
+    if found is not None and _serves(found):
+        return found
+    stop(data_dir)
+    token_file = _token(data_dir)
+    ports = {name: free_port() for name in PORT_FLAGS}
+    log = data_dir / "logs" / "ray.log"
+    with progress("starting Ray"), log.open("ab") as output:
+        head = subprocess.Popen(
+            _argv(_temp_dir(data_dir), ports, cpus),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=os.environ | environment(token_file),
+            start_new_session=True,  # Ctrl-C in our terminal is not for Ray
+        )
+        cluster = Cluster(
+            f"{LOOPBACK}:{ports['--port']}",
+            f"http://{LOOPBACK}:{ports['--dashboard-port']}",
+            token_file,
+            ProcessRecord.of(head.pid),
+        )
+        _file(data_dir).write_bytes(orjson.dumps(asdict(cluster)))
+        _await(cluster, head, log)
+    return cluster
+
+
+def stop(data_dir: Path) -> bool:
+    """End the head and everything that it started; whether there was one."""
+    try:
+        fields = orjson.loads(_file(data_dir).read_bytes())
+    except FileNotFoundError:
+        return False
+    head = ProcessRecord(**fields["head"]).process()
+    ours = head.children(recursive=True) if head else []
+    ours += _left_over(_temp_dir(data_dir.resolve()), ours)
+    if head is not None:
+        head.terminate()
+        psutil.wait_procs([head], timeout=STOP_TIMEOUT_S)
+    alive = [process for process in [head, *ours] if process is not None and process.is_running()]
+    for process in alive:
+        _kill(process)
+    psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
+    _file(data_dir).unlink(missing_ok=True)
+    return head is not None
+
+
+PORT_FLAGS: Final = (
+    "--port",
+    "--dashboard-port",
+    "--dashboard-agent-listen-port",
+    "--dashboard-agent-grpc-port",
+    "--runtime-env-agent-port",
+    "--metrics-export-port",
+    "--node-manager-port",
+    "--object-manager-port",
+    "--ray-client-server-port",
+)
+"""Ray has a fixed default for most of these; two clusters on one machine would collide."""
+
+
+def _argv(temp_dir: Path, ports: dict[str, int], cpus: int) -> list[str]:
+    ray = Path(sys.executable).with_name("ray")
+    argv = [str(ray), "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true"]
+    argv += [f"--node-ip-address={LOOPBACK}", f"--dashboard-host={LOOPBACK}", f"--temp-dir={temp_dir}"]
+    argv += [f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
+    argv += ["--min-worker-port=0", "--max-worker-port=0"]
+    return argv + [f"{flag}={port}" for flag, port in ports.items()]
+
+
+def _await(cluster: Cluster, head: subprocess.Popen[bytes], log: Path) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        if head.poll() is not None:
+            break
+        if _serves(cluster):
+            return
+        time.sleep(LOOK_S)
+    raise RuntimeFault(f"Ray does not start. Its log {log} ends with:\n    {log_tail(log)}")
+
+
+def _serves(cluster: Cluster) -> bool:
+    """Whether the dashboard's job API answers; a demand for a token is an answer."""
+    request = urllib.request.Request(f"{cluster.dashboard}/api/version")  # noqa: S310 - our own http address
+    try:
+        with urllib.request.urlopen(request, timeout=2):  # noqa: S310 - as above
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)
+    except OSError:
+        return False
+
+
+def token(cluster: Cluster) -> str:
+    """The bearer token of the cluster. Raises RayUnavailable."""
+    try:
+        return Path(cluster.token_file).read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise RayUnavailable(f"its token file {cluster.token_file} cannot be read: {error.strerror}") from error
+
+
+def _token(data_dir: Path) -> str:
+    """A file with the token that Ray's processes and clients share; readable by its owner only."""
+    path = data_dir / "ray.token"
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+    return str(path)
+
+
+def _temp_dir(data_dir: Path) -> Path:
+    """DATA_DIR/ray, by a short link where its path is too long for Ray's sockets."""
+    folder = data_dir / "ray"
+    folder.mkdir(parents=True, exist_ok=True)
+    if len(str(folder)) <= SOCKET_PATH_MAX:
+        return folder
+    name = hashlib.sha256(str(folder).encode()).hexdigest()[:10]
+    link = Path(tempfile.gettempdir()) / f"oncesign-{os.getuid()}-{name}"
+    if not link.is_symlink():
+        link.symlink_to(folder)
+    return link
+
+
+def _left_over(temp_dir: Path, known: list[psutil.Process]) -> list[psutil.Process]:
+    """Processes of a head that was killed: their command line names our own temporary directory."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "uids"]):
+        argv = process.info["cmdline"] or []
+        if process not in known and any(f"{temp_dir}/session_" in part for part in argv):
+            found.append(process)
+    return found
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        return
+
+
+def _file(data_dir: Path) -> Path:
+    return data_dir / "ray.json"

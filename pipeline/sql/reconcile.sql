@@ -1,0 +1,36 @@
+-- What is missing of one source when nothing is under way: kind, detail, shard, seq, tx_id. `:table` is the source.
+
+-- Rows that are neither signed nor rejected.
+(SELECT 'row_without_outcome', 'committed, but neither signed nor rejected', t.shard::int, NULL::bigint, t.id
+ FROM :table t WHERE NOT EXISTS (SELECT FROM outcomes o WHERE o.source = %(source)s AND o.tx_id = t.id)
+ LIMIT %(limit)s)
+
+UNION ALL
+-- Nonces of a sender that nobody has: the ledger's first nonce up to the last one signed must all be there.
+(SELECT 'nonce_gap',
+        format('0x%%s on chain %%s: nonces %%s to %%s hold %%s transactions', encode(sender, 'hex'), chain_id, low, high, held),
+        NULL, NULL, NULL
+ FROM (
+     SELECT chain_id, sender, min(nonce) AS low, max(nonce) AS high, sum(held) AS held
+     FROM (
+         SELECT chain_id, sender, nonce, 1 AS held FROM outcomes WHERE status = 'signed'
+         UNION ALL
+         SELECT chain_id, sender, NULL, fillers FROM verified_batches WHERE fillers > 0
+         UNION ALL
+         SELECT chain_id, sender, first_nonce, 0 FROM signing_ledger WHERE sender IS NOT NULL
+     ) every GROUP BY chain_id, sender
+ ) per_sender WHERE high - low + 1 <> held
+ LIMIT %(limit)s)
+
+UNION ALL
+-- Batches that a signer swore to sign and that never appeared.
+(SELECT 'batch_not_published', format('worker %%s recorded it at %%s', l.worker, l.written_at), l.shard::int, l.seq, NULL
+ FROM signing_ledger l
+ WHERE l.source = %(source)s
+   AND NOT EXISTS (SELECT FROM verified_batches v WHERE (v.source, v.shard, v.seq) = (l.source, l.shard, l.seq))
+ LIMIT %(limit)s)
+
+UNION ALL
+-- What was found while following the topics.
+(SELECT kind, detail, shard::int, seq, tx_id FROM violations
+ WHERE source = %(source)s OR source IS NULL ORDER BY id LIMIT %(limit)s)

@@ -1,0 +1,218 @@
+"""Looking at what was published with eyes of its own: pure functions from records, rows and ledger to findings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from pipeline.errors import MalformedBatch
+from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
+from pipeline.ethereum.decoding import AccessList, SignedTx, decode
+from pipeline.ethereum.reasons import Reason
+from pipeline.ethereum.rejected import Rejection
+from pipeline.ethereum.signed import SignedHeader, SignedRecord
+from pipeline.ethereum.validity import judge
+from pipeline.ports import LedgerEntry, Outcome, Place
+from pipeline.stages.violation import Violation, ViolationKind
+from pipeline.stream import START, Stream
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """A row of the source, as plain values, with what the rules say of it."""
+
+    type: int
+    to: bytes | None
+    value: int
+    gas_limit: int
+    max_fee: int
+    priority: int | None
+    data: bytes
+    access_list: AccessList
+    verdict: Reason
+
+
+@dataclass(slots=True)
+class Finding:
+    """What a look at some records gave."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    violations: list[Violation] = field(default_factory=list)
+    sightings: list[Sighting] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A batch that was seen on tx.signed."""
+
+    header: SignedHeader
+    place: Place
+    fillers: int
+
+
+def source_rows(table: pa.Table, source: str, chain_id: int) -> dict[int, SourceRow]:
+    """By tx_id; `table` has the columns of ethereum.batch.COLUMNS."""
+    if table.num_rows == 0:
+        return {}
+    rows = table.select(COLUMNS.names).combine_chunks().to_batches()[0]
+    verdicts = judge(Batch.build(BatchHeader(Stream(source, 0), 1, START, START, chain_id, ""), rows))
+    return {
+        row["tx_id"]: SourceRow(
+            type=row["type"],
+            to=row["to"],
+            value=int.from_bytes(row["value"], "big"),
+            gas_limit=row["gas_limit"],
+            max_fee=row["max_fee_per_gas"],
+            priority=row["max_priority_fee_per_gas"],
+            data=row["data"],
+            access_list=tuple((e["address"], tuple(e["storage_keys"])) for e in row["access_list"] or ()),
+            verdict=Reason(int(verdict)),
+        )
+        for row, verdict in zip(rows.to_pylist(), verdicts, strict=True)
+    }
+
+
+def inspect_record(
+    record: SignedRecord, place: Place, rows: Mapping[int, SourceRow], ledger: LedgerEntry | None
+) -> Finding:
+    """One signed record against its source rows and its ledger row."""
+    header = record.header
+    finding = Finding()
+    if ledger is None or _promised(ledger) != _kept(header):
+        detail = "the ledger has no row" if ledger is None else f"the ledger has {_promised(ledger)}"
+        finding.violations.append(_violation(header, ViolationKind.LEDGER_MISMATCH, detail))
+    fillers = 0
+    columns = [record.rows.column(name).to_pylist() for name in ("tx_id", "nonce", "hash", "raw")]
+    for index, (tx_id, nonce, tx_hash, raw) in enumerate(zip(*columns, strict=True)):
+        fillers += tx_id is None
+        wrong = _wrong(header, index, tx_id, (nonce, tx_hash, raw), rows)
+        if wrong is not None:
+            finding.violations.append(wrong)
+        if tx_id is not None:
+            finding.outcomes.append(_signed(header, place, tx_id, nonce, tx_hash))
+    finding.sightings.append(Sighting(header, place, fillers))
+    return finding
+
+
+def inspect_rejection(rejection: Rejection, place: Place, rows: Mapping[int, SourceRow]) -> Finding:
+    """One rejected row against what the rules say of it."""
+    stream = Stream(rejection.source, rejection.shard)
+    row = rows.get(rejection.tx_id)
+    finding = Finding()
+    if row is None:
+        detail = "a row was rejected that the source does not have"
+        finding.violations.append(Violation(ViolationKind.UNKNOWN_ROW, detail, stream, rejection.seq, rejection.tx_id))
+    elif row.verdict.code != rejection.reason and rejection.reason != Reason.SIGNING_FAILED.code:
+        detail = f"rejected as {rejection.reason}, the rules say {row.verdict.code}"
+        finding.violations.append(
+            Violation(ViolationKind.WRONG_VERDICT, detail, stream, rejection.seq, rejection.tx_id)
+        )
+    finding.outcomes.append(
+        Outcome(
+            source=rejection.source,
+            tx_id=rejection.tx_id,
+            status="rejected",
+            chain_id=rejection.chain_id,
+            stream=stream,
+            seq=rejection.seq,
+            place=place,
+            reason=rejection.reason,
+            detail=rejection.detail,
+        )
+    )
+    return finding
+
+
+def _wrong(
+    header: SignedHeader,
+    index: int,
+    tx_id: int | None,
+    signed: tuple[int, bytes, bytes],
+    rows: Mapping[int, SourceRow],
+) -> Violation | None:
+    """The first thing that is wrong with one signed row."""
+    nonce, tx_hash, raw = signed
+    try:
+        tx = decode(raw)
+    except MalformedBatch as error:
+        return _violation(header, ViolationKind.UNREADABLE, str(error), tx_id)
+    if tx.sender != header.sender:
+        return _violation(header, ViolationKind.WRONG_SENDER, f"{tx.sender} signed, not {header.sender}", tx_id)
+    if not tx.nonce == nonce == header.first_nonce + index:
+        detail = f"nonce {tx.nonce} is signed, {header.first_nonce + index} was assigned"
+        return _violation(header, ViolationKind.WRONG_NONCE, detail, tx_id)
+    if tx.hash != tx_hash:
+        return _violation(header, ViolationKind.WRONG_HASH, "the hash is not the transaction's", tx_id)
+    if tx_id is None:
+        return _wrong_filler(header, tx)
+    row = rows.get(tx_id)
+    if row is None:
+        return _violation(header, ViolationKind.UNKNOWN_ROW, "signed, but the source has no such row", tx_id)
+    return _wrong_content(header, tx_id, tx, row)
+
+
+def _wrong_content(header: SignedHeader, tx_id: int, tx: SignedTx, row: SourceRow) -> Violation | None:
+    if row.verdict is not Reason.SIGNABLE:
+        detail = f"signed, although the rules say {row.verdict.code}"
+        return _violation(header, ViolationKind.WRONG_VERDICT, detail, tx_id)
+    compared = {
+        "type": (tx.type, row.type),
+        "chain_id": (tx.chain_id, header.chain_id),
+        "to": (tx.to, row.to),
+        "value": (tx.value, row.value),
+        "gas_limit": (tx.gas_limit, row.gas_limit),
+        "max_fee_per_gas": (tx.max_fee, row.max_fee),
+        "max_priority_fee_per_gas": (tx.priority, row.priority),
+        "data": (tx.data, row.data),
+        "access_list": (tx.access_list, row.access_list),
+    }
+    changed = [name for name, (found, expected) in compared.items() if found != expected]
+    if not changed:
+        return None
+    return _violation(header, ViolationKind.CHANGED_FIELD, f"{', '.join(changed)} differ from the source row", tx_id)
+
+
+def _wrong_filler(header: SignedHeader, tx: SignedTx) -> Violation | None:
+    to = "0x" + tx.to.hex() if tx.to else ""
+    if (to, tx.value, tx.data, tx.chain_id) == (header.sender, 0, b"", header.chain_id):
+        return None
+    return _violation(header, ViolationKind.CHANGED_FIELD, "a nonce filler is not a transfer of 0 to its sender")
+
+
+def _promised(entry: LedgerEntry) -> tuple[object, ...]:
+    return entry.digest, entry.chain_id, entry.sender, entry.first_nonce, entry.count, entry.fence
+
+
+def _kept(header: SignedHeader) -> tuple[object, ...]:
+    return header.digest, header.chain_id, header.sender, header.first_nonce, header.count, header.fence
+
+
+def _signed(header: SignedHeader, place: Place, tx_id: int, nonce: int, tx_hash: bytes) -> Outcome:
+    return Outcome(
+        source=header.stream.source,
+        tx_id=tx_id,
+        status="signed",
+        chain_id=header.chain_id,
+        stream=header.stream,
+        seq=header.seq,
+        sender=header.sender,
+        nonce=nonce,
+        tx_hash=tx_hash,
+        place=place,
+    )
+
+
+def _violation(header: SignedHeader, kind: ViolationKind, detail: str, tx_id: int | None = None) -> Violation:
+    return Violation(kind, detail, header.stream, header.seq, tx_id)
+
+
+def merged(findings: Sequence[Finding]) -> Finding:
+    """All of them as one."""
+    whole = Finding()
+    for finding in findings:
+        whole.outcomes += finding.outcomes
+        whole.violations += finding.violations
+        whole.sightings += finding.sightings
+    return whole

@@ -1,0 +1,202 @@
+"""The verifier: follows tx.signed and tx.rejected, decides the outcome of each row, and proves that nothing is missing.
+
+It needs Kafka and Postgres, not etcd and not the key manager: what it says rests on what was published, on the source
+and on the ledger. Outcomes, findings and its own position are one Postgres transaction, so a crash repeats nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from pipeline.errors import DependencyDown, MalformedBatch
+from pipeline.ethereum.rejected import Rejection
+from pipeline.ethereum.signed import SignedRecord
+from pipeline.ports import BatchLog, Clock, Ledger, Message, Place, Source
+from pipeline.settings import SourceSettings
+from pipeline.stages.backoff import Backoff
+from pipeline.stages.inspection import Finding, inspect_record, inspect_rejection, merged, source_rows
+from pipeline.stages.violation import Violation, ViolationKind
+
+log = logging.getLogger(__name__)
+
+RECORDS_MAX: Final = 8
+"""Signed records looked at before their outcomes are written."""
+
+REJECTIONS_MAX: Final = 1_000
+IDLE_S: Final = 0.25
+KEPT_VIOLATIONS_MAX: Final = 100
+"""Findings kept in memory for a report; all of them are in the table `violations`."""
+
+
+class Outcomes(Protocol):
+    """Where outcomes, sightings, violations and the verifier's positions are kept."""
+
+    async def positions(self) -> Mapping[tuple[str, int], int]:
+        """(topic, partition) → the next offset to look at."""
+        ...
+
+    async def save(self, finding: Finding, topic: str, partition: int, next_offset: int) -> Sequence[Violation]:
+        """All of it in one transaction; the violations that the tables' own keys found beside those given."""
+        ...
+
+    async def reconcile(self, source: SourceSettings, limit: int) -> Sequence[Violation]:
+        """What is missing: gaps, rows without an outcome, batches never published; at most `limit` of each."""
+        ...
+
+    async def counts(self) -> Mapping[str, int]:
+        """Rows by status."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierPorts:
+    """What the verifier needs of the world."""
+
+    log: BatchLog
+    sources: Mapping[str, Source]
+    ledger: Ledger
+    outcomes: Outcomes
+    clock: Clock
+
+
+@dataclass(slots=True)
+class VerifierCount:
+    """What a verifier has done since it started."""
+
+    signed: int = 0
+    rejected: int = 0
+    violations: int = 0
+    behind: bool = True
+    first: list[str] = field(default_factory=list)
+
+
+class Verifier:
+    """Looks at every published record once."""
+
+    def __init__(self, ports: VerifierPorts, sources: Sequence[SourceSettings], topics: tuple[str, str]) -> None:
+        """`topics` are those of signed and of rejected rows."""
+        self._ports = ports
+        self._settings = {source.name: source for source in sources}
+        self._signed_topic, self._rejected_topic = topics
+        self._positions: dict[tuple[str, int], int] = {}
+        self.count = VerifierCount()
+
+    def counts(self) -> dict[str, Any]:
+        """For status and metrics."""
+        c = self.count
+        return {"verified": c.signed, "rejected": c.rejected, "violations": c.violations, "behind": c.behind}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Follow until told to stop. Raises DependencyDown after bounded retries."""
+        backoff = Backoff(self._ports.clock)
+        while not stop.is_set():
+            try:
+                moved = await self.step()
+                backoff.reset()
+            except DependencyDown as error:
+                log.warning("verifier: failed, tries again: %s", error)
+                self._positions.clear()
+                await backoff.pause(error)
+                continue
+            if not moved:
+                await self._ports.clock.sleep(IDLE_S)
+
+    async def catch_up(self) -> None:
+        """Look at everything that is published now. Raises DependencyDown."""
+        while await self.step():
+            pass
+
+    async def step(self) -> int:
+        """One stretch of each partition; how many records it looked at."""
+        if not self._positions:
+            self._positions = dict(await self._ports.outcomes.positions())
+        seen = 0
+        behind = False
+        for topic, most in ((self._signed_topic, RECORDS_MAX), (self._rejected_topic, REJECTIONS_MAX)):
+            for partition, end in enumerate(await self._ports.log.ends(topic)):
+                start = self._positions.get((topic, partition), 0)
+                if start < end:
+                    looked = await self._stretch(topic, partition, (start, end), most)
+                    seen += looked
+                    behind = behind or self._positions[topic, partition] < end
+        self.count.behind = behind
+        return seen
+
+    async def reconcile(self) -> list[Violation]:
+        """What is missing or was found earlier, over everything; call it when nothing is under way."""
+        violations: list[Violation] = []
+        for source in self._settings.values():
+            violations += await self._ports.outcomes.reconcile(source, KEPT_VIOLATIONS_MAX)
+        return violations
+
+    # ── one stretch of a partition ───────────────────────────────────────────────────────────────────────────────────
+
+    async def _stretch(self, topic: str, partition: int, bounds: tuple[int, int], most: int) -> int:
+        start, end = bounds
+        messages: list[Message] = []
+        reached = end
+        async for message in self._ports.log.scan(topic, partition, start, end):
+            messages.append(message)
+            if len(messages) == most:
+                reached = message.place.offset + 1
+                break
+        look = self._signed if topic == self._signed_topic else self._rejected
+        finding = await look(messages)
+        found = await self._ports.outcomes.save(finding, topic, partition, reached)
+        self._positions[topic, partition] = reached
+        self._tally(finding, [*finding.violations, *found])
+        return len(messages)
+
+    async def _signed(self, messages: Sequence[Message]) -> Finding:
+        findings = []
+        for message in messages:
+            try:
+                record = SignedRecord.decode(message.value)
+            except MalformedBatch as error:
+                findings.append(_unreadable(message.place, error))
+                continue
+            header = record.header
+            ids = [tx_id for tx_id in record.rows.column("tx_id").to_pylist() if tx_id is not None]
+            rows = await self._rows(header.stream.source, ids)
+            ledger = await self._ports.ledger.entry(header.stream, header.seq)
+            findings.append(inspect_record(record, message.place, rows, ledger))
+        return merged(findings)
+
+    async def _rejected(self, messages: Sequence[Message]) -> Finding:
+        findings = []
+        rejections: dict[str, list[tuple[Message, Rejection]]] = {}
+        for message in messages:
+            try:
+                rejection = Rejection.from_json(message.value)
+            except MalformedBatch as error:
+                findings.append(_unreadable(message.place, error))
+                continue
+            rejections.setdefault(rejection.source, []).append((message, rejection))
+        for source, group in rejections.items():
+            rows = await self._rows(source, [rejection.tx_id for _, rejection in group])
+            findings += [inspect_rejection(rejection, message.place, rows) for message, rejection in group]
+        return merged(findings)
+
+    async def _rows(self, source: str, ids: Sequence[int]) -> Mapping[int, Any]:
+        if source not in self._settings or not ids:
+            return {}
+        table = await self._ports.sources[source].rows_of(ids)
+        return source_rows(table, source, self._settings[source].chain_id)
+
+    def _tally(self, finding: Finding, violations: Sequence[Violation]) -> None:
+        signed = sum(outcome.status == "signed" for outcome in finding.outcomes)
+        self.count.signed += signed
+        self.count.rejected += len(finding.outcomes) - signed
+        self.count.violations += len(violations)
+        for violation in violations:
+            log.error("verifier: failed: %s", violation)
+        room = KEPT_VIOLATIONS_MAX - len(self.count.first)
+        self.count.first += [str(violation) for violation in violations[:room]]
+
+
+def _unreadable(place: Place, error: MalformedBatch) -> Finding:
+    return Finding(violations=[Violation(ViolationKind.UNREADABLE, f"{place}: {error}")])
