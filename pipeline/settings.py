@@ -72,7 +72,7 @@ class SourceSettings(BaseModel):
 
     name: str = "payouts"
     table: str = "transactions"
-    chain_id: int = Field(1, ge=1, le=2**63 - 1)
+    chain_id: int = Field(1, ge=1, le=2**63 - 37, description="v must fit 64 bits (EIP-2294)")
     shards: int = Field(8, ge=1, le=64, description="fixed when the source is made: shard = id % shards")
 
     @model_validator(mode="after")

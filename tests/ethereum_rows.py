@@ -68,7 +68,7 @@ def batch(rows: Sequence[Row], chain_id: int = CHAIN_ID) -> Batch:
 
 def address_of(secret: bytes) -> str:
     public = PrivateKey(secret).public_key.format(compressed=False)
-    return "0x" + keccak_256(public[1:]).hexdigest()[24:]
+    return f"0x{keccak_256(public[1:]).hexdigest()[24:]}"
 
 
 def raw_of(signed: SignedColumns, k: int) -> bytes:

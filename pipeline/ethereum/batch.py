@@ -7,7 +7,7 @@ never over IPC bytes, which differ between Arrow versions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -15,9 +15,13 @@ from pipeline.errors import MalformedBatch
 from pipeline.ethereum.columns import Columns
 from pipeline.ethereum.digest import digest
 from pipeline.ethereum.ipc import read_ipc, write_ipc
+from pipeline.ethereum.reasons import Reason
 from pipeline.stream import Cursor, Stream
 
 CODEC: Final = 1
+
+CHAIN_ID_MAX: Final = 2**63 - 37
+"""So that v = 35 + 2 · chain id + 1 fits 64 bits everywhere (EIP-2294)."""
 
 ACCESS_LIST: Final = pa.list_(
     pa.struct(
@@ -28,21 +32,21 @@ ACCESS_LIST: Final = pa.list_(
     )
 )
 
-COLUMNS: Final = pa.schema(
-    [
-        pa.field("tx_id", pa.int64(), nullable=False),
-        pa.field("type", pa.uint8(), nullable=False),
-        pa.field("chain_id", pa.uint64(), nullable=False),
-        pa.field("to", pa.binary(20)),  # null = contract creation
-        pa.field("value", pa.binary(32), nullable=False),  # wei, big-endian
-        pa.field("gas_limit", pa.uint64(), nullable=False),
-        pa.field("max_fee_per_gas", pa.uint64(), nullable=False),  # the gas price of legacy and access-list rows
-        pa.field("max_priority_fee_per_gas", pa.uint64()),  # null for legacy and access-list rows
-        pa.field("data", pa.binary(), nullable=False),
-        pa.field("access_list", ACCESS_LIST),  # null = none
-        pa.field("defect", pa.uint8(), nullable=False),  # a Reason, when the source's value fits no column; else 0
-    ]
-)
+_FIELDS: Final[list[pa.Field[Any]]] = [
+    pa.field("tx_id", pa.int64(), nullable=False),
+    pa.field("type", pa.uint8(), nullable=False),
+    pa.field("chain_id", pa.uint64(), nullable=False),
+    pa.field("to", pa.binary(20)),  # null = contract creation
+    pa.field("value", pa.binary(32), nullable=False),  # wei, big-endian
+    pa.field("gas_limit", pa.uint64(), nullable=False),
+    pa.field("max_fee_per_gas", pa.uint64(), nullable=False),  # the gas price of legacy and access-list rows
+    pa.field("max_priority_fee_per_gas", pa.uint64()),  # null for legacy and access-list rows
+    pa.field("data", pa.binary(), nullable=False),
+    pa.field("access_list", ACCESS_LIST),  # null = none
+    pa.field("defect", pa.uint8(), nullable=False),  # a Reason, when the source's value fits no column; else 0
+]
+
+COLUMNS: Final = pa.schema(_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +77,23 @@ class Batch:
 
     @classmethod
     def build(cls, header: BatchHeader, rows: pa.RecordBatch) -> Batch:
-        """A batch of rows with the schema COLUMNS. Raises MalformedBatch for another schema or no row."""
+        """A batch of rows with the schema COLUMNS.
+
+        Raises MalformedBatch for another schema, no row, a null where none may be, a defect that is no Reason, and a
+        chain id that no signature can carry.
+        """
+        name = f"batch {header.seq} of {header.stream}"
         if not rows.schema.equals(COLUMNS, check_metadata=False):
-            raise MalformedBatch(f"batch {header.seq} of {header.stream} has columns {rows.schema.names}.")
+            raise MalformedBatch(f"{name} has columns {rows.schema.names}.")
         if rows.num_rows == 0:
-            raise MalformedBatch(f"batch {header.seq} of {header.stream} has no row.")
+            raise MalformedBatch(f"{name} has no row.")
+        if not 1 <= header.chain_id <= CHAIN_ID_MAX:
+            raise MalformedBatch(f"{name} is for chain {header.chain_id}; there are 1 … 2^63 - 37 (EIP-2294).")
+        if _has_stray_null(rows):
+            raise MalformedBatch(f"{name} has a null where none may be.")
         columns = Columns.of(rows)
+        if int(columns.defect.max()) >= Reason.SIGNING_FAILED:
+            raise MalformedBatch(f"{name} has a row with the unknown defect {columns.defect.max()}.")
         return cls(header, rows, columns, digest(header.lines(), columns))
 
     def encode(self) -> bytes:
@@ -120,3 +135,13 @@ class Batch:
         if batch.digest != fields.get("digest"):
             raise MalformedBatch(f"batch {header.seq} of {header.stream} does not have the digest that it carries.")
         return batch
+
+
+def _has_stray_null(rows: pa.RecordBatch) -> bool:
+    """Arrow itself does not hold a column to its `nullable=False`."""
+    entries: Any = rows.column("access_list")
+    entries = entries.flatten()
+    keys = entries.field("storage_keys")
+    inner = (entries, entries.field("address"), keys, keys.flatten())
+    required = [column for column, field in zip(rows.columns, COLUMNS, strict=True) if not field.nullable]
+    return any(array.null_count for array in (*required, *inner))

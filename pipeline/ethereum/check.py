@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import SigningRefused
-from pipeline.ethereum.decoding import decode
-from pipeline.errors import MalformedBatch
+from pipeline.errors import MalformedBatch, SigningRefused
+from pipeline.ethereum.batch import Batch
+from pipeline.ethereum.columns import Columns
+from pipeline.ethereum.decoding import SignedTx, decode
 from pipeline.ethereum.kernel import SignedColumns
 
 SEED_DIGITS: Final = 16
+
+Fields: TypeAlias = tuple[object, ...]
+
+NAMES: Final = (
+    "sender",
+    "nonce",
+    "chain id",
+    "hash",
+    "type",
+    "recipient",
+    "value",
+    "gas limit",
+    "fee cap",
+    "priority fee",
+    "data",
+    "access list",
+)
 
 
 def sample_rows(digest: str, count: int, rows: int, *, every: bool) -> NDArray[np.int64]:
@@ -25,19 +43,48 @@ def sample_rows(digest: str, count: int, rows: int, *, every: bool) -> NDArray[n
     return np.unique(np.concatenate([[0, count - 1], chooser.integers(0, count, rows)]))
 
 
-def check(signed: SignedColumns, rows: NDArray[np.int64], sender: str, chain_id: int) -> None:
-    """Decode these rows with the verifier's reader, which shares nothing with the kernel.
+def check(
+    signed: SignedColumns, batch: Batch, signable: NDArray[np.bool_], sender: str, rows: NDArray[np.int64]
+) -> None:
+    """Read these of the signed rows with the verifier's reader, which shares nothing with the kernel.
 
-    It refuses a high s (EIP-2), another chain and bytes that are not canonical; the sender, the nonce and the hash are
-    compared here. Raises SigningRefused.
+    It refuses a high s (EIP-2) and bytes that are not canonical; here sender, nonce, hash and every field are
+    compared with what was asked for. Of a filler the fields are not. Raises SigningRefused.
     """
+    chosen = np.flatnonzero(signable)
     for k in rows:
-        raw = signed.raw[signed.raw_offsets[k] : signed.raw_offsets[k + 1]].tobytes()
         try:
-            tx = decode(raw)
+            tx = decode(signed.raw[signed.raw_offsets[k] : signed.raw_offsets[k + 1]].tobytes())
         except MalformedBatch as error:
             raise SigningRefused(f"row {k} of a signed batch cannot be read back: {error}") from error
-        found = (tx.sender, tx.nonce, tx.chain_id, tx.hash)
-        expected = (sender, int(signed.nonce[k]), chain_id, signed.hashes[k].tobytes())
+        found: Fields = (tx.sender, tx.nonce, tx.chain_id, tx.hash)
+        expected: Fields = (sender, int(signed.nonce[k]), batch.header.chain_id, signed.hashes[k].tobytes())
+        if signed.tx_id_valid[k]:
+            found += _signed_fields(tx)
+            expected += _fields(batch.columns, int(chosen[k]))
         if found != expected:
-            raise SigningRefused(f"row {k} of a signed batch is {found[:3]} instead of {expected[:3]}.")
+            wrong = [name for name, have, want in zip(NAMES, found, expected, strict=False) if have != want]
+            raise SigningRefused(f"row {k} of a signed batch has another {', '.join(wrong)} than was asked for.")
+
+
+def _signed_fields(tx: SignedTx) -> Fields:
+    return tx.type, tx.to, tx.value, tx.gas_limit, tx.max_fee, tx.priority, tx.data, tx.access_list
+
+
+def _fields(c: Columns, row: int) -> Fields:
+    """The same of an unsigned row."""
+    entries = range(c.list_offsets[row], c.list_offsets[row + 1])
+    return (
+        int(c.type[row]),
+        c.to[row].tobytes() if c.to_valid[row] else None,
+        int.from_bytes(c.value[row].tobytes(), "big"),
+        int(c.gas_limit[row]),
+        int(c.max_fee[row]),
+        int(c.priority[row]) if c.priority_valid[row] else None,
+        c.data[c.data_offsets[row] : c.data_offsets[row + 1]].tobytes(),
+        tuple((c.addresses[entry].tobytes(), _keys(c, entry)) for entry in entries),
+    )
+
+
+def _keys(c: Columns, entry: int) -> tuple[bytes, ...]:
+    return tuple(c.storage_keys[key].tobytes() for key in range(c.key_offsets[entry], c.key_offsets[entry + 1]))

@@ -5,19 +5,23 @@ Copies are made only where a slice or a null would otherwise leave other bytes i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-U8 = NDArray[np.uint8]
+U8: TypeAlias = NDArray[np.uint8]
+
+Array: TypeAlias = Any
+"""An Arrow array; its stubs know neither buffers nor the fields of nested ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """n rows. Offsets start at 0; values under a null are zero; all arrays are read-only and contiguous."""
+class Columns(NamedTuple):
+    """n rows. Offsets start at 0; values under a null are zero; all arrays are read-only and contiguous.
+
+    A named tuple, because that is what compiled loops take.
+    """
 
     tx_id: NDArray[np.int64]  #: (n,)
     type: U8  #: (n,)
@@ -77,19 +81,21 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def _valid(array: pa.Array) -> U8:
+def _valid(array: Array) -> U8:
     if array.null_count == 0:
         return _frozen(np.ones(len(array), np.uint8))
     return _frozen(array.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8))
 
 
-def _raw(buffer: pa.Buffer | None, dtype: Any, start: int, count: int) -> NDArray[Any]:
-    if buffer is None or count == 0:
+def _raw(buffer: Any, dtype: Any, start: int, count: int) -> NDArray[Any]:
+    # Arrow lets an array of no rows do without any buffer, even that of the first offset.
+    if buffer is None or buffer.size == 0 or count == 0:
         return np.zeros(count, dtype)
-    return np.frombuffer(buffer, dtype, count=count, offset=start * np.dtype(dtype).itemsize)
+    values: NDArray[Any] = np.frombuffer(buffer, dtype, count=count, offset=start * np.dtype(dtype).itemsize)
+    return values
 
 
-def _numbers(array: pa.Array, dtype: Any) -> tuple[NDArray[Any], U8]:
+def _numbers(array: Array, dtype: Any) -> tuple[NDArray[Any], U8]:
     values = _raw(array.buffers()[1], dtype, array.offset, len(array))
     valid = _valid(array)
     if array.null_count:
@@ -97,7 +103,7 @@ def _numbers(array: pa.Array, dtype: Any) -> tuple[NDArray[Any], U8]:
     return _frozen(values), valid
 
 
-def _fixed(array: pa.Array, width: int) -> tuple[U8, U8]:
+def _fixed(array: Array, width: int) -> tuple[U8, U8]:
     raw = _raw(array.buffers()[1], np.uint8, array.offset * width, len(array) * width).reshape(len(array), width)
     valid = _valid(array)
     if array.null_count:
@@ -105,22 +111,16 @@ def _fixed(array: pa.Array, width: int) -> tuple[U8, U8]:
     return _frozen(raw), valid
 
 
-def _offsets(array: pa.Array) -> tuple[NDArray[np.int32], int, int]:
-    """Offsets from 0, and the bounds in the child of which they speak. A null is an empty stretch."""
-    raw = _raw(array.buffers()[1], np.int32, array.offset, len(array) + 1)
-    if array.null_count:
-        lengths = np.where(_valid(array) == 1, np.diff(raw), 0)
-        if int(lengths.sum()) != int(raw[-1] - raw[0]):
-            # A null over a non-empty stretch is legal Arrow; rebuilding it through Python keeps this path simple.
-            return _offsets(pa.array(array.to_pylist(), array.type))
-    return _frozen((raw - raw[0]).astype(np.int32)), int(raw[0]), int(raw[-1])
+def _binary(array: Array) -> tuple[NDArray[np.int32], U8]:
+    """Of a column without nulls."""
+    offsets = _raw(array.buffers()[1], np.int32, array.offset, len(array) + 1)
+    start, end = int(offsets[0]), int(offsets[-1])
+    return _frozen(offsets - np.int32(start)), _frozen(_raw(array.buffers()[2], np.uint8, start, end - start))
 
 
-def _binary(array: pa.Array) -> tuple[NDArray[np.int32], U8]:
-    offsets, start, end = _offsets(array)
-    return offsets, _frozen(_raw(array.buffers()[2], np.uint8, start, end - start))
-
-
-def _list(array: pa.Array) -> tuple[NDArray[np.int32], Any]:
-    offsets, start, end = _offsets(array)
-    return offsets, array.values.slice(start, end - start)
+def _list(array: Array) -> tuple[NDArray[np.int32], Array]:
+    """Offsets, and the elements of which they speak. A null is an empty stretch, whatever lies under it."""
+    lengths = np.diff(_raw(array.buffers()[1], np.int32, array.offset, len(array) + 1))
+    offsets = np.zeros(len(array) + 1, np.int32)
+    np.cumsum(np.where(_valid(array) == 1, lengths, 0), out=offsets[1:])
+    return _frozen(offsets), array.flatten()

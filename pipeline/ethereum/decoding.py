@@ -111,7 +111,7 @@ def _sender(message: bytes, parity: int, r: int, s: int) -> str:
         key = PublicKey.from_signature_and_message(signature, message, hasher=None)
     except Exception as error:  # coincurve raises bare Exception
         raise MalformedBatch("no key gives this signature.") from error
-    return "0x" + keccak_256(key.format(compressed=False)[1:]).hexdigest()[24:]
+    return f"0x{keccak_256(key.format(compressed=False)[1:]).hexdigest()[24:]}"
 
 
 def _item(raw: bytes, pos: int) -> tuple[Item, int]:

@@ -14,7 +14,6 @@ Numbers are little-endian; offsets start at 0; a value under a null is zero, and
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import sys
 from typing import Final
@@ -32,8 +31,7 @@ def digest(header_lines: list[str], columns: Columns) -> str:
     sha = hashlib.sha256(DOMAIN)
     for line in [*header_lines, str(len(columns.tx_id))]:
         sha.update(line.encode() + b"\n")
-    for field in dataclasses.fields(columns):
-        array = getattr(columns, field.name)
-        sha.update(field.name.encode() + b"\0" + array.nbytes.to_bytes(8, "little"))
+    for name, array in columns._asdict().items():
+        sha.update(name.encode() + b"\0" + array.nbytes.to_bytes(8, "little"))
         sha.update(array.data)
     return sha.hexdigest()

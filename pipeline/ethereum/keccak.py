@@ -77,7 +77,8 @@ def _permutation(builder: Any, words: Any) -> None:
     """The 24 rounds of Keccak-f[1600] over 25 vectors in memory."""
     i32 = ir.IntType(32)
     table = ir.Constant(ir.ArrayType(VECTOR, len(ROUND_CONSTANTS)), [_splat(word) for word in ROUND_CONSTANTS])
-    constants = cgutils.global_constant(builder, "keccak_round_constants", table)
+    global_constant: Any = cgutils.global_constant
+    constants = global_constant(builder, "keccak_round_constants", table)
     places = [builder.gep(words, [ir.Constant(i32, i)]) for i in range(STATE_WORDS)]
     loaded = [builder.load(place, align=8) for place in places]
     before = builder.block
@@ -101,16 +102,17 @@ def _permutation(builder: Any, words: Any) -> None:
         builder.store(word, place, align=8)
 
 
-@intrinsic
-def _permute(typing_context: Any, state: Any) -> Any:  # noqa: ARG001 - numba's protocol
-    """Keccak-f[1600] on every lane of state, uint64 (STATE_WORDS, LANES), in place."""
-
+def _permute_state(_typing_context: Any, state: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array = context.make_array(signature.args[0])(context, builder, value=args[0])
         _permutation(builder, builder.bitcast(array.data, VECTOR.as_pointer()))
         return context.get_dummy_value()
 
     return types.void(state), generate
+
+
+_permute: Any = intrinsic(_permute_state)
+"""_permute(state): Keccak-f[1600] on every lane of state, uint64 (STATE_WORDS, LANES), in place."""
 
 
 @njit(nogil=True, cache=True)
@@ -123,6 +125,12 @@ def _pad(messages: Any, start: Any, length: Any) -> Any:
     messages[start + length] |= 0x01
     messages[end - 1] |= 0x80
     return blocks
+
+
+@njit(nogil=True, cache=True)
+def _absorb(messages: Any, start: Any, state: Any, lane: Any) -> None:
+    for i in range(RATE_WORDS):
+        state[i, lane] ^= load_word(messages, start + 8 * i)
 
 
 @njit(nogil=True, cache=True)
@@ -144,22 +152,18 @@ def hash_messages(messages: Any, starts: Any, lengths: Any, hashes: Any) -> None
                 message[lane] = taken
                 place[lane] = starts[taken]
                 blocks[lane] = _pad(messages, starts[taken], lengths[taken])
-                for i in range(STATE_WORDS):
-                    state[i, lane] = 0
+                state[:, lane] = 0
                 taken += 1
             if message[lane] >= 0:
-                for i in range(RATE_WORDS):
-                    state[i, lane] ^= load_word(messages, place[lane] + 8 * i)
+                _absorb(messages, place[lane], state, lane)
         _permute(state)
         for lane in range(LANES):
-            if message[lane] >= 0:
-                place[lane] += RATE_BYTES
-                blocks[lane] -= 1
-                if blocks[lane] == 0:
-                    for i in range(HASH_WORDS):
-                        hashes[message[lane], i] = state[i, lane]
-                    message[lane] = -1
-                    hashed += 1
+            place[lane] += RATE_BYTES
+            blocks[lane] -= 1
+            if message[lane] >= 0 and blocks[lane] == 0:
+                hashes[message[lane]] = state[:HASH_WORDS, lane]
+                message[lane] = -1
+                hashed += 1
 
 
 def keccak256(message: bytes) -> NDArray[np.uint8]:
@@ -168,4 +172,5 @@ def keccak256(message: bytes) -> NDArray[np.uint8]:
     room[: len(message)] = np.frombuffer(message, np.uint8)
     hashes = np.zeros((1, HASH_WORDS), np.uint64)
     hash_messages(room, np.zeros(1, np.int64), np.array([len(message)]), hashes)
-    return hashes.view(np.uint8)[0]
+    digest: NDArray[np.uint8] = hashes.view(np.uint8)[0]
+    return digest

@@ -1,12 +1,13 @@
 """The signing kernel: a batch's columns in, signed bytes and transaction hashes out, in one call without the GIL.
 
-| type | what is hashed and signed | what goes on the wire, and is hashed for the transaction's hash |
-|---|---|---|
-| 0 legacy (EIP-155) | rlp(F ‖ chain id, 0, 0), F = nonce, gas price, gas, to, value, data | rlp(F ‖ v, r, s) |
-| 1 access list (EIP-2930) | 0x01 ‖ rlp(F), F = chain id, nonce, gas price, gas, to, value, data, access list | 0x01 ‖ rlp(F ‖ y, r, s) |
-| 2 fee market (EIP-1559) | 0x02 ‖ rlp(F), F = chain id, nonce, tip, fee cap, gas, to, value, data, access list | 0x02 ‖ rlp(F ‖ y, r, s) |
+| type | fields F | what is hashed and signed | on the wire, and hashed |
+|---|---|---|---|
+| 0 legacy (EIP-155) | nonce, gas price, G | rlp(F, chain id, 0, 0) | rlp(F, v, r, s) |
+| 1 access list (EIP-2930) | chain id, nonce, gas price, G, access list | 0x01 ‖ rlp(F) | 0x01 ‖ rlp(F, y, r, s) |
+| 2 fee market (EIP-1559) | chain id, nonce, tip, fee cap, G, access list | 0x02 ‖ rlp(F) | 0x02 ‖ rlp(F, y, r, s) |
 
-y is the parity of the signature's point, and v = 35 + 2 · chain id + y. F is written once; what differs is put around it.
+G is gas limit, to, value, data; y is the parity of the signature's point, and v = 35 + 2 · chain id + y. F is written
+once, and what differs is put around it.
 
 `sign` does not validate: it takes the rows that validity.judge left. It does not choose nonces: row k of the signable
 rows gets first_nonce + k. It does not check its own work: ethereum.check does.
@@ -63,24 +64,6 @@ class SignedColumns:
         return cls(np.zeros(0, np.int64), none, np.zeros(0, np.uint64), none.reshape(0, 32), zero, none, none)
 
 
-class _Rows(NamedTuple):
-    """What of the Columns goes into a transaction, byte columns flat."""
-
-    type: U8
-    to: U8
-    to_valid: U8
-    value: U8
-    gas_limit: NDArray[np.uint64]
-    max_fee: NDArray[np.uint64]
-    priority: NDArray[np.uint64]
-    data_offsets: NDArray[np.int32]
-    data: U8
-    list_offsets: NDArray[np.int32]
-    addresses: U8
-    key_offsets: NDArray[np.int32]
-    storage_keys: U8
-
-
 class _Work(NamedTuple):
     """Scratch for k rows. Each has a stretch of `text` to itself, with room before its fields and behind them."""
 
@@ -121,7 +104,7 @@ def sign(batch: Batch, signable: NDArray[np.bool_], secret: bytes | bytearray, f
 
 
 def warm() -> None:
-    """Compile all that a signer runs, or load it from numba's cache beside the source: 0.5 s instead of some seconds."""
+    """Compile all that a signer runs, or load it from numba's cache beside the source: 0.5 s instead of 20 s."""
     row = {
         "tx_id": 0,
         "type": 2,
@@ -143,13 +126,9 @@ def warm() -> None:
 
 def _sign(c: Columns, chosen: NDArray[np.int64], key: U8, first_nonce: int, chain_id: int) -> SignedColumns:
     count = len(chosen)
-    rows = _Rows(
-        c.type, c.to.reshape(-1), c.to_valid, c.value.reshape(-1), c.gas_limit, c.max_fee, c.priority,
-        c.data_offsets, c.data, c.list_offsets, c.addresses.reshape(-1), c.key_offsets, c.storage_keys.reshape(-1),
-    )  # fmt: skip
     work = _scratch(_sizes(c, chosen))
     offsets = np.zeros(count + 1, np.int32)
-    raw = _sign_rows(LIBRARY, key, rows, chosen, np.uint64(first_nonce), np.uint64(chain_id), work, offsets)
+    raw = _sign_rows(LIBRARY, key, c, chosen, np.uint64(first_nonce), np.uint64(chain_id), work, offsets)
     nonce = np.arange(count, dtype=np.uint64) + np.uint64(first_nonce)
     hashes = work.hashes.view(np.uint8)
     return SignedColumns(c.tx_id[chosen], np.ones(count, np.uint8), nonce, hashes, offsets, raw, work.failed)
@@ -220,8 +199,8 @@ def _put_unsigned(rows: Any, row: Any, nonce: Any, chain_id: Any, work: Any, k: 
         pos = put_uint(out, pos, rows.priority[row])
     pos = put_uint(out, pos, rows.max_fee[row])
     pos = put_uint(out, pos, rows.gas_limit[row])
-    pos = put_string(out, pos, rows.to, row * 20, row * 20 + (20 if rows.to_valid[row] else 0))
-    pos = put_scalar(out, pos, rows.value, row * 32)
+    pos = put_string(out, pos, rows.to[row], 0, 20 if rows.to_valid[row] else 0)
+    pos = put_scalar(out, pos, rows.value[row])
     pos = put_string(out, pos, rows.data, rows.data_offsets[row], rows.data_offsets[row + 1])
     if kind != 0:
         first, last = rows.list_offsets[row], rows.list_offsets[row + 1]
@@ -244,8 +223,8 @@ def _put_signed(kind: Any, chain_id: Any, work: Any, k: Any) -> None:
     parity = np.uint64(work.recovery_ids[k])
     v = parity if kind != 0 else np.uint64(35) + np.uint64(2) * chain_id + parity
     pos = put_uint(work.text, work.ends[k], v)
-    pos = put_scalar(work.text, pos, work.compact[k], 0)
-    pos = put_scalar(work.text, pos, work.compact[k], 32)
+    pos = put_scalar(work.text, pos, work.compact[k, :32])
+    pos = put_scalar(work.text, pos, work.compact[k, 32:])
     _put_head(kind, work, k, pos)
 
 

@@ -17,23 +17,25 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, position: 
     return builder.gep(data, [position])
 
 
-@intrinsic
-def copy_bytes(typing_context: Any, out: Any, to: Any, source: Any, start: Any, length: Any) -> Any:  # noqa: ARG001, PLR0913, PLR0917 - numba's protocol
-    """`out[to : to + length] = source[start : start + length]` for uint8 arrays that do not overlap; unchecked."""
+def _copy_bytes(_typing_context: Any, out: Any, _to: Any, source: Any, _start: Any, _length: Any) -> Any:
     signature = types.void(out, types.int64, source, types.int64, types.int64)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         target = _pointer(context, builder, signature.args[0], args[0], args[1])
         origin = _pointer(context, builder, signature.args[2], args[2], args[3])
-        cgutils.raw_memcpy(builder, target, origin, args[4], 1)
+        memcpy: Any = cgutils.raw_memcpy
+        memcpy(builder, target, origin, args[4], 1)
         return context.get_dummy_value()
 
     return signature, generate
 
 
-@intrinsic
-def load_word(typing_context: Any, source: Any, start: Any) -> Any:  # noqa: ARG001 - numba's protocol
-    """source[start : start + 8] of a uint8 array as a uint64 in the machine's byte order; any alignment, unchecked."""
+copy_bytes: Any = intrinsic(_copy_bytes)
+"""copy_bytes(out, to, source, start, length): `out[to : to + length] = source[start : start + length]` for uint8 arrays
+that do not overlap; unchecked."""
+
+
+def _load_word(_typing_context: Any, source: Any, _start: Any) -> Any:
     signature = types.uint64(source, types.int64)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -41,3 +43,8 @@ def load_word(typing_context: Any, source: Any, start: Any) -> Any:  # noqa: ARG
         return builder.load(builder.bitcast(place, ir.IntType(WORD_BITS).as_pointer()), align=1)
 
     return signature, generate
+
+
+load_word: Any = intrinsic(_load_word)
+"""load_word(source, start): source[start : start + 8] of a uint8 array as a uint64 in the machine's byte order; at any
+alignment, unchecked."""

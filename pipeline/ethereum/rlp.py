@@ -1,4 +1,7 @@
-"""RLP into a buffer, in compiled loops (Yellow Paper, appendix B). Each function writes at `pos` and returns the next."""
+"""RLP into a buffer, in compiled loops (Yellow Paper, appendix B).
+
+Each function writes at `pos` and returns where the next goes.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +53,12 @@ def put_uint(out: Any, pos: Any, number: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def put_scalar(out: Any, pos: Any, source: Any, start: Any) -> Any:
-    """A scalar of 32 big-endian bytes at source[start:]."""
-    first = start
-    end = start + 32
-    while first < end and source[first] == 0:
+def put_scalar(out: Any, pos: Any, number: Any) -> Any:
+    """A scalar of 32 big-endian bytes."""
+    first = 0
+    while first < 32 and number[first] == 0:
         first += 1
-    return put_string(out, pos, source, first, end)
+    return put_string(out, pos, number, first, 32)
 
 
 @njit(nogil=True, cache=True)
@@ -83,8 +85,8 @@ def put_access_list(out: Any, pos: Any, addresses: Any, key_offsets: Any, keys: 
     for entry in range(first, last):
         inner = 33 * (key_offsets[entry + 1] - key_offsets[entry])
         pos = put_length(out, pos, 21 + length_size(inner) + inner, 0xC0)
-        pos = put_string(out, pos, addresses, entry * 20, entry * 20 + 20)
+        pos = put_string(out, pos, addresses[entry], 0, 20)
         pos = put_length(out, pos, inner, 0xC0)
         for key in range(key_offsets[entry], key_offsets[entry + 1]):
-            pos = put_string(out, pos, keys, key * 32, key * 32 + 32)
+            pos = put_string(out, pos, keys[key], 0, 32)
     return pos

@@ -1,6 +1,7 @@
-"""Rows as Postgres gives them → the columns of a batch. Total: every row comes out, and what fits no column is a defect.
+"""Rows as Postgres gives them → the columns of a batch.
 
-Deterministic, because a batch may have to be built a second time from the same rows and must have the same digest.
+Total: every row comes out, and what fits no column is a defect. Deterministic, because a batch may have to be built a
+second time from the same rows and must have the same digest.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from pipeline.ethereum.batch import ACCESS_LIST, COLUMNS
-from pipeline.ethereum.columns import U8
+from pipeline.ethereum.columns import U8, Array
 from pipeline.ethereum.reasons import Reason
 from pipeline.ethereum.validity import DATA_MAX_BYTES
 
@@ -69,7 +70,7 @@ def batch_columns(raw: pa.Table) -> pa.Table:
         (chain_ok, Reason.CHAIN_ID_MISMATCH),
     ):
         defect[~ok] = int(reason)  # the last one that applies names the row
-    arrays = [
+    arrays: list[Array] = [
         column["created_xid"].cast(pa.int64()),
         column["id"].cast(pa.int64()),
         column["id"].cast(pa.int64()),
@@ -87,28 +88,28 @@ def batch_columns(raw: pa.Table) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=pa.schema([*CURSOR, *COLUMNS]))
 
 
-def _one(raw: pa.Table, name: str) -> pa.Array:
+def _one(raw: pa.Table, name: str) -> Array:
     combined = raw.column(name).combine_chunks()
     array = combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
     return array.storage if isinstance(array, pa.ExtensionArray) else array
 
 
-def _nulls(array: pa.Array) -> NDArray[np.bool_]:
+def _nulls(array: Array) -> NDArray[np.bool_]:
     nulls: NDArray[np.bool_] = array.is_null().to_numpy(zero_copy_only=False)
     return nulls
 
 
-def _fixed(values: U8, width: int) -> pa.Array:
-    return pa.Array.from_buffers(pa.binary(width), len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+def _fixed(values: U8, width: int) -> Array:
+    return pa.Array.from_buffers(pa.binary(width), len(values), [None, pa.py_buffer(np.ascontiguousarray(values).data)])
 
 
-def _bigint(array: pa.Array, low: int, high: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _bigint(array: Array, low: int, high: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     numbers = pc.fill_null(array.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
     ok = ~_nulls(array) & (numbers >= low) & (numbers <= high)
     return np.where(ok, numbers, 0), ok
 
 
-def _scalars(text: pa.Array) -> tuple[U8, NDArray[np.bool_]]:
+def _scalars(text: Array) -> tuple[U8, NDArray[np.bool_]]:
     """Decimal text → 32 big-endian bytes, and whether it is a whole number below 2^256."""
     if len(text) == 0:
         return np.zeros((0, KEY_BYTES), np.uint8), np.zeros(0, np.bool_)
@@ -122,11 +123,24 @@ def _scalars(text: pa.Array) -> tuple[U8, NDArray[np.bool_]]:
     return out, ok == 1
 
 
-def _u64(text: pa.Array) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+def _u64(text: Array) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     wide, ok = _scalars(text)
     fits = ok & ~wide[:, :24].any(axis=1)
     low: NDArray[np.uint64] = np.ascontiguousarray(wide[:, 24:]).view(">u8").reshape(-1).astype(np.uint64)
     return np.where(fits, low, np.uint64(0)), fits
+
+
+@njit(nogil=True, cache=True)
+def _push(limbs: Any, digit: Any) -> Any:
+    """limbs = limbs · 10 + the ASCII digit; whether it is one, and the result is below 2^256."""
+    if digit < 48 or digit > 57:
+        return False
+    carry = np.uint64(digit - 48)
+    for limb in range(8):
+        word = limbs[limb] * np.uint64(10) + carry
+        limbs[limb] = word & np.uint64(0xFFFFFFFF)
+        carry = word >> np.uint64(32)
+    return carry == np.uint64(0)
 
 
 @njit(nogil=True, cache=True)
@@ -137,18 +151,7 @@ def _parse(offsets: Any, digits: Any, out: Any, ok: Any) -> None:
         limbs[:] = 0
         good = offsets[row + 1] > offsets[row]
         for i in range(offsets[row], offsets[row + 1]):
-            digit = digits[i] - 48
-            if digits[i] < 48 or digit > 9:
-                good = False
-                break
-            carry = np.uint64(digit)
-            for limb in range(8):
-                word = limbs[limb] * np.uint64(10) + carry
-                limbs[limb] = word & np.uint64(0xFFFFFFFF)
-                carry = word >> np.uint64(32)
-            if carry:
-                good = False
-                break
+            good = good and _push(limbs, digits[i])
         if good:
             ok[row] = 1
             for limb in range(8):
@@ -156,16 +159,17 @@ def _parse(offsets: Any, digits: Any, out: Any, ok: Any) -> None:
                     out[row, 31 - 4 * limb - byte] = (limbs[limb] >> np.uint64(8 * byte)) & np.uint64(0xFF)
 
 
-def _recipients(array: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
+def _recipients(array: Array) -> tuple[Array, NDArray[np.bool_]]:
     """20-byte addresses; null creates a contract. Another length is a defect, never a creation."""
-    lengths = pc.fill_null(pc.binary_length(array), ADDRESS_BYTES).to_numpy(zero_copy_only=False)
+    lengths: Any = pc.fill_null(pc.binary_length(array), ADDRESS_BYTES)
+    lengths = lengths.to_numpy(zero_copy_only=False)
     ok = lengths == ADDRESS_BYTES
     if not ok.all():
         array = pc.if_else(pa.array(ok), array, pa.scalar(bytes(ADDRESS_BYTES), array.type))
     return array.cast(pa.binary(ADDRESS_BYTES)), ok
 
 
-def _payloads(array: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
+def _payloads(array: Array) -> tuple[Array, NDArray[np.bool_]]:
     """Data; what no pool would take is left out of the batch, so that one row cannot outgrow a record."""
     data = pc.fill_null(array.cast(pa.binary()), b"")
     ok = pc.binary_length(data).to_numpy(zero_copy_only=False) <= DATA_MAX_BYTES
@@ -174,7 +178,7 @@ def _payloads(array: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
     return data, ok
 
 
-def _access_lists(array: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
+def _access_lists(array: Array) -> tuple[Array, NDArray[np.bool_]]:
     ok = np.ones(len(array), np.bool_)
     if array.null_count == len(array):
         return pa.nulls(len(array), ACCESS_LIST), ok

@@ -17,9 +17,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 SIGN_AND_VERIFY: Final = 0x0301
-UNCOMPRESSED: Final = 0x0002
 SIGNATURE_STRUCT_BYTES: Final = 65
-PUBLIC_KEY_STRUCT_BYTES: Final = 64
 POINTER_BITS: Final = 64
 
 
@@ -39,20 +37,15 @@ LIBRARY: Final[NDArray[np.uint64]] = np.array(
         _context(),
         _address("secp256k1_ecdsa_sign_recoverable"),
         _address("secp256k1_ecdsa_recoverable_signature_serialize_compact"),
-        _address("secp256k1_ecdsa_recoverable_signature_parse_compact"),
-        _address("secp256k1_ecdsa_recover"),
-        _address("secp256k1_ec_pubkey_serialize"),
     ],
     np.uint64,
 )
-"""The context, blinded once per process (a context is read-only after that, so threads may share it), then the five
+"""The context, blinded once per process (a context is read-only after that, so threads may share it), then the two
 functions; an argument of every loop that calls them."""
 
 
-@intrinsic
-def _call(typing_context: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:  # noqa: ARG001 - numba's protocol
-    """Call a C function of six pointer-sized arguments that returns int; surplus arguments are ignored by the ABI."""
-    signature = types.int32(types.uint64, *[types.uint64] * 6)
+def _call_address(_typing_context: Any, _address: Any, _a: Any, _b: Any, _c: Any, _d: Any, _e: Any, _f: Any) -> Any:
+    signature = types.int32(*[types.uint64] * 7)
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         word = ir.IntType(POINTER_BITS)
@@ -60,6 +53,11 @@ def _call(typing_context: Any, address: Any, a: Any, b: Any, c: Any, d: Any, e: 
         return builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
 
     return signature, generate
+
+
+_call: Any = intrinsic(_call_address)
+"""_call(address, a, b, c, d, e, f): call a C function of up to six pointers that returns int. By the calling
+conventions of x86-64 and arm64 it ignores those that it does not take."""
 
 
 @njit(nogil=True, cache=True)
@@ -81,22 +79,3 @@ def sign_hash(library: Any, struct: Any, message: Any, secret: Any, compact: Any
     null = np.uint64(0)
     out, recovery = np.uint64(compact.ctypes.data), np.uint64(recovery_id.ctypes.data)
     return _call(library[2], library[0], out, recovery, np.uint64(struct.ctypes.data), null, null)
-
-
-@njit(nogil=True, cache=True)
-def recover_key(library: Any, compact: Any, recovery_id: Any, message: Any, scratch: Any, public: Any) -> Any:
-    """The public key that signed message[:32], uncompressed, into public[:65]; 1, or 0 when there is none.
-
-    `scratch` is at least 65 + 64 + 8 bytes.
-    """
-    null = np.uint64(0)
-    struct, key = scratch[:SIGNATURE_STRUCT_BYTES], scratch[SIGNATURE_STRUCT_BYTES:]
-    size = np.full(1, 65, np.uint64)
-    at, to = np.uint64(compact.ctypes.data), np.uint64(struct.ctypes.data)
-    if _call(library[3], library[0], to, at, np.uint64(recovery_id), null, null) != 1:
-        return 0
-    key_at = np.uint64(key.ctypes.data)
-    if _call(library[4], library[0], key_at, to, np.uint64(message.ctypes.data), null, null) != 1:
-        return 0
-    out, size_at = np.uint64(public.ctypes.data), np.uint64(size.ctypes.data)
-    return _call(library[5], library[0], out, size_at, key_at, np.uint64(UNCOMPRESSED), null)

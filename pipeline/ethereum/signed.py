@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -15,14 +15,14 @@ from pipeline.stream import Stream
 
 CODEC: Final = 1
 
-COLUMNS: Final = pa.schema(
-    [
-        pa.field("tx_id", pa.int64()),  # null = a filler that closes the nonce of a row that could not be signed
-        pa.field("nonce", pa.uint64(), nullable=False),
-        pa.field("hash", pa.binary(32), nullable=False),
-        pa.field("raw", pa.binary(), nullable=False),  # what eth_sendRawTransaction takes
-    ]
-)
+_FIELDS: Final[list[pa.Field[Any]]] = [
+    pa.field("tx_id", pa.int64()),  # null = a filler that closes the nonce of a row that could not be signed
+    pa.field("nonce", pa.uint64(), nullable=False),
+    pa.field("hash", pa.binary(32), nullable=False),
+    pa.field("raw", pa.binary(), nullable=False),  # what eth_sendRawTransaction takes
+]
+
+COLUMNS: Final = pa.schema(_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +51,14 @@ class SignedRecord:
     def build(cls, header: SignedHeader, signed: SignedColumns) -> SignedRecord:
         """A record of the kernel's columns, without a copy of the bytes."""
         count = len(signed.nonce)
-        rows = pa.RecordBatch.from_arrays(
-            [
-                pa.array(signed.tx_id, mask=signed.tx_id_valid == 0),
-                pa.array(signed.nonce),
-                pa.Array.from_buffers(pa.binary(32), count, [None, pa.py_buffer(signed.hashes)]),
-                pa.Array.from_buffers(
-                    pa.binary(), count, [None, pa.py_buffer(signed.raw_offsets), pa.py_buffer(signed.raw)]
-                ),
-            ],
-            schema=COLUMNS,
-        )
-        return cls(header, rows)
+        hashes, offsets, raw = (pa.py_buffer(array.data) for array in (signed.hashes, signed.raw_offsets, signed.raw))
+        columns: list[Any] = [
+            pa.array(signed.tx_id, mask=signed.tx_id_valid == 0),
+            pa.array(signed.nonce),
+            pa.Array.from_buffers(pa.binary(32), count, [None, hashes]),
+            pa.Array.from_buffers(pa.binary(), count, [None, offsets, raw]),
+        ]
+        return cls(header, pa.RecordBatch.from_arrays(columns, schema=COLUMNS))
 
     def encode(self) -> bytes:
         """The value of its record. Equal inputs give equal bytes, but for the worker's name."""

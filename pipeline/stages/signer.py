@@ -50,7 +50,8 @@ class NativeKernel:
 
     async def sign(self, batch: Batch, signable: NDArray[np.bool_], key: UnsealedKey, nonce: int) -> SignedColumns:
         """See Kernel."""
-        return await self._run(kernel.sign, batch, signable, key.reveal(), nonce)
+        signed: SignedColumns = await self._run(kernel.sign, batch, signable, key.reveal(), nonce)
+        return signed
 
     async def warm(self) -> None:
         """Compile, or load what was compiled before, so that the first batch does not wait for it."""
@@ -111,7 +112,7 @@ class Signer:
         rows = sample_rows(
             assignment.digest, assignment.count, self._settings.check_rows, every=self._settings.check_all
         )
-        check(signed, rows, assignment.address, assignment.chain_id)
+        check(signed, batch, signable, assignment.address, rows)
         return signed
 
     def _key(self, address: str, sealed: bytes) -> UnsealedKey:
