@@ -169,6 +169,13 @@ async def verifier(settings: Settings) -> AsyncIterator[Verifier]:
         yield Verifier(ports, settings.sources, (names.signed, names.rejected))
 
 
+async def total(settings: Settings) -> int:
+    """Committed rows of all sources. Raises DatabaseUnavailable."""
+    async with AsyncExitStack() as stack:
+        tables = [await _source(stack, settings, source) for source in settings.sources]
+        return sum([await table.count() for table in tables])
+
+
 def outlets(settings: Settings) -> Outlets:
     """Where signed and rejected go."""
     names = Topics(settings.kafka.topic_prefix)

@@ -82,7 +82,7 @@ async def _carry(name: str, run: Callable[[asyncio.Event], Awaitable[None]], sto
     try:
         await run(stop)
     except OncesignError as error:
-        log.error("%s: failed: %s", name, error)
+        log.error("%s: failed: %s", name, error)  # noqa: TRY400 - an expected error needs no traceback
         raise
     except Exception:
         log.exception("%s: failed", name)

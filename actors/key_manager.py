@@ -81,6 +81,10 @@ class KeyManagerActor:
         """Lend this key again."""
         await (await self._started()).enable(chain_id, address)
 
+    async def unhalt(self, stream: Stream) -> None:
+        """Let a halted stream go on."""
+        await (await self._started()).unhalt(stream)
+
     async def status(self) -> StageStatus:
         """Start it if need be. Its own refusal to start is in the status, not raised."""
         try:

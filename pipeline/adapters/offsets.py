@@ -15,7 +15,6 @@ from pipeline.adapters.kafka import CALL_TIMEOUT_S, ClientThread, client_config,
 from pipeline.ports import Progress
 from pipeline.settings import KafkaSettings
 
-
 PASSING: Final = frozenset(
     {
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,

@@ -47,6 +47,10 @@ class TopicAdmin:
         """
         await self._thread.call(self._prepare, deployment, sources, used)
 
+    async def names(self) -> list[str]:
+        """All topics that the broker shows us. Raises BusUnavailable."""
+        return sorted(await self._thread.call(self._present))
+
     async def progress(self, deployment: str, source: SourceSettings) -> Mapping[int, Progress]:
         """Per shard how far the consumers have come. Raises BusUnavailable."""
         topic = self._topics.batches(source.name)

@@ -70,7 +70,7 @@ class VerifierCount:
     signed: int = 0
     rejected: int = 0
     violations: int = 0
-    behind: bool = True
+    caught_up_ms: int = 0  #: when it last began a look that found nothing new
     first: list[str] = field(default_factory=list)
 
 
@@ -88,7 +88,7 @@ class Verifier:
     def counts(self) -> dict[str, Any]:
         """For status and metrics."""
         c = self.count
-        return {"verified": c.signed, "rejected": c.rejected, "violations": c.violations, "behind": c.behind}
+        return {"verified": c.signed, "rejected": c.rejected, "violations": c.violations, "caught_up_ms": c.caught_up_ms}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow until told to stop. Raises DependencyDown after bounded retries."""
@@ -114,16 +114,15 @@ class Verifier:
         """One stretch of each partition; how many records it looked at."""
         if not self._positions:
             self._positions = dict(await self._ports.outcomes.positions())
+        began_ms = self._ports.clock.unix_ms()
         seen = 0
-        behind = False
         for topic, most in ((self._signed_topic, RECORDS_MAX), (self._rejected_topic, REJECTIONS_MAX)):
             for partition, end in enumerate(await self._ports.log.ends(topic)):
                 start = self._positions.get((topic, partition), 0)
                 if start < end:
-                    looked = await self._stretch(topic, partition, (start, end), most)
-                    seen += looked
-                    behind = behind or self._positions[topic, partition] < end
-        self.count.behind = behind
+                    seen += await self._stretch(topic, partition, (start, end), most)
+        if not seen:
+            self.count.caught_up_ms = began_ms
         return seen
 
     async def reconcile(self) -> list[Violation]:

@@ -1,0 +1,91 @@
+"""`oncesign verify | tx | assignments`: prove it, and look things up."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from actors import composition
+from jobs.loading import load_settings
+from jobs.output import Json, emit, emit_fields, emit_list, say
+from pipeline.adapters.outcomes import PostgresOutcomes
+from pipeline.errors import ViolationFound
+from pipeline.local.cache import progress
+from pipeline.local.resolve import resolve
+from pipeline.settings import Settings
+from pipeline.stages.violation import Violation
+
+SHOWN_MAX = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a full verification found."""
+
+    counts: dict[str, int]
+    violations: list[Violation]
+
+
+def verify(json: Json = False) -> None:
+    """Check every signed and rejected row against source and ledger; exit 4 on any violation."""
+    settings = resolve(load_settings())
+    with progress("verifying what was published since the last look"):
+        report = asyncio.run(examine(settings))
+    fields: dict[str, Any] = {
+        "signed": report.counts["signed"],
+        "rejected": report.counts["rejected"],
+        "violations": len(report.violations),
+    }
+    if json:
+        emit(fields | {"found": [str(violation) for violation in report.violations]})
+    else:
+        emit_fields(fields, as_json=False)
+    for violation in report.violations[:SHOWN_MAX]:
+        say(str(violation))
+    if report.violations:
+        raise ViolationFound(f"{len(report.violations)} violation(s).", hint="They are in the table `violations`.")
+
+
+async def examine(settings: Settings) -> Report:
+    """Look at all that is published, then for what is missing. Raises DependencyDown."""
+    async with composition.verifier(settings) as verifier:
+        await verifier.catch_up()
+        violations = await verifier.reconcile()
+    outcomes = PostgresOutcomes(settings.postgres)
+    try:
+        return Report(dict(await outcomes.counts()), violations)
+    finally:
+        await outcomes.close()
+
+
+def tx(
+    tx_id: Annotated[int, typer.Argument(metavar="ID", help="The id of a source row.")],
+    source: Annotated[str, typer.Option(help="Which source; default: the first one.")] = "",
+    json: Json = False,
+) -> None:
+    """Show the life of one row: row, batch, key, nonce, hash, bytes, ledger, Kafka position, outcome."""
+    from jobs.overview import life_of  # noqa: PLC0415 - keeps `--help` fast
+
+    settings = resolve(load_settings())
+    life = asyncio.run(life_of(settings, source or settings.sources[0].name, tx_id))
+    if json:
+        emit(life)
+        return
+    for part, fields in life.items():
+        typer.echo(part)
+        for name, value in fields.items() if isinstance(fields, dict) else [("", fields)]:
+            typer.echo(f"  {name:<24} {value}")
+
+
+def assignments(json: Json = False) -> None:
+    """List batches that have a key and are not released yet: which worker holds which key, and since when."""
+    from jobs.overview import assignments as read  # noqa: PLC0415 - as above
+
+    rows = asyncio.run(read(resolve(load_settings())))
+    titles = ("stream", "seq", "address", "first_nonce", "count", "worker", "node", "since")
+    emit_list(rows, titles, as_json=json)
+    if not rows:
+        say("Nothing is under way.")

@@ -1,0 +1,113 @@
+"""The key manager at hand: the one that runs in Ray, else one of our own for as long as the command takes.
+
+Only a leader writes to etcd. While a pipeline runs, its key manager leads and is asked; while none runs, the command
+leads itself and resigns when it is done.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, Protocol
+
+from pipeline.adapters.etcd import EtcdStore
+from pipeline.adapters.ledger import PostgresLedger
+from pipeline.assignment import startup
+from pipeline.assignment.manager import KeyManager
+from pipeline.assignment.paths import Paths
+from pipeline.assignment.view import View
+from pipeline.clock import SystemClock
+from pipeline.errors import NotLeader
+from pipeline.settings import Settings
+from pipeline.stream import Stream
+
+CALL_TIMEOUT_S: Final = 60.0
+
+
+class KeyDesk(Protocol):
+    """What commands ask of a key manager."""
+
+    async def import_keys(self, keys: Sequence[tuple[int, str, bytes, int]]) -> None:
+        """See KeyManager."""
+        ...
+
+    async def disable(self, chain_id: int, address: str) -> None:
+        """See KeyManager."""
+        ...
+
+    async def enable(self, chain_id: int, address: str) -> None:
+        """See KeyManager."""
+        ...
+
+    async def unhalt(self, stream: Stream) -> None:
+        """See KeyManager."""
+        ...
+
+
+@asynccontextmanager
+async def key_desk(settings: Settings) -> AsyncIterator[KeyDesk]:
+    """Raises NotLeader when a leader lives that cannot be asked, DeploymentHalted, DependencyDown."""
+    store = EtcdStore(settings.etcd)
+    ledger = PostgresLedger(settings.postgres)
+    try:
+        leader = await store.get(Paths(settings.deployment).leader)
+        remote = _running_manager(settings) if leader is not None else None
+        if remote is not None:
+            yield RemoteDesk(remote)
+            return
+        manager = KeyManager(store, ledger, SystemClock(), settings)
+        await manager.start()
+        try:
+            yield manager
+        finally:
+            await manager.stop()
+    finally:
+        await store.close()
+        await ledger.close()
+
+
+@asynccontextmanager
+async def etcd_view(settings: Settings) -> AsyncIterator[View]:
+    """What etcd holds now, read without leading. Raises StoreUnavailable."""
+    store = EtcdStore(settings.etcd)
+    try:
+        yield await startup.load(store, Paths(settings.deployment))
+    finally:
+        await store.close()
+
+
+class RemoteDesk:
+    """Fulfils KeyDesk over the key manager actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[None]]:
+        async def call(*args: Any) -> None:
+            from actors.clients import ask  # noqa: PLC0415 - ray takes a second to import, and most commands need none
+
+            await ask(getattr(self._actor, method).remote(*args), CALL_TIMEOUT_S, "the key manager")
+
+        return call
+
+
+def _running_manager(settings: Settings) -> Any:
+    """The key manager actor of the data directory's Ray cluster, if there is one."""
+    from actors import cluster  # noqa: PLC0415 - as above
+
+    head = cluster.running(settings.data_dir)
+    if head is None:
+        return None
+    import ray  # noqa: PLC0415 - as above
+
+    from actors.key_manager import NAME  # noqa: PLC0415 - as above
+    from actors.names import find, namespace  # noqa: PLC0415 - as above
+    from pipeline.errors import RayUnavailable  # noqa: PLC0415 - as above
+
+    os.environ |= cluster.environment(head.token_file)
+    ray.init(head.address, namespace=namespace(settings.deployment), log_to_driver=False, logging_level="error")
+    try:
+        return find(NAME, settings.deployment)
+    except RayUnavailable as error:
+        raise NotLeader("another key manager leads, and it is not in this Ray cluster.") from error

@@ -1,0 +1,239 @@
+"""The driver of a signing job: `python -m jobs.sign` on a Ray cluster.
+
+It holds the supervisor, prints one JSON line of progress a second, drains on SIGTERM, and ends with one JSON line of
+summary. Nothing that matters lives here: when the driver is killed, its actors die with it, and the next job goes on
+from Kafka, etcd and Postgres.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+import ray
+
+from actors import composition
+from actors.clients import ask
+from actors.names import START_TIMEOUT_S, namespace
+from actors.supervisor import PipelineStatus, SupervisorActor
+from pipeline.adapters.ledger import PostgresLedger
+from pipeline.adapters.outcomes import PostgresOutcomes
+from pipeline.errors import Halted, OncesignError, RuntimeFault, ViolationFound
+from pipeline.settings import Settings
+
+PROGRESS_EVERY_S: Final = 1.0
+LOOK_S: Final = 0.3
+COUNT_EVERY_S: Final = 10.0
+STATUS_TIMEOUT_S: Final = 60.0
+DRAIN_TIMEOUT_S: Final = 60.0
+SUPERVISORS_MAX: Final = 10
+SUPERVISOR_CPUS: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the caller wants of the run."""
+
+    until_drained: bool
+    verify: bool
+
+
+class Driver:
+    """One run of the pipeline."""
+
+    def __init__(self, settings: Settings, wish: Wish) -> None:
+        self._settings = settings
+        self._wish = wish
+        self._stop = asyncio.Event()
+        self._supervisor: Any = None
+        self._supervisors = 0
+        self._started_s = time.monotonic()
+        self._ready_s: float | None = None
+        self._first_s: float | None = None
+        self._last_s: float | None = None
+        self._signed_before = 0
+        self._signed = 0
+        self._total = 0
+        self._counted_s = -COUNT_EVERY_S
+        self._rejected = 0
+        self._drained_ms = 0
+
+    async def run(self) -> dict[str, Any]:
+        """Until drained or stopped; the summary. Raises what ended the pipeline."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        ledger = PostgresLedger(self._settings.postgres)
+        self._signed_before = self._signed = await ledger.signed()
+        try:
+            await self._create()
+            status = await self._follow(ledger)
+        finally:
+            await self._drain()
+            await ledger.close()
+        return await self._summary(status)
+
+    # ── the supervisor ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _create(self) -> None:
+        self._supervisors += 1
+        if self._supervisors > SUPERVISORS_MAX:
+            raise RuntimeFault(f"the supervisor ended {SUPERVISORS_MAX} times.", hint="Its logs are in the dashboard.")
+        self._supervisor = SupervisorActor.options(  # type: ignore[attr-defined] # ray's decorator hides the class
+            num_cpus=SUPERVISOR_CPUS, max_concurrency=16
+        ).remote(self._settings)
+        await ask(self._supervisor.start.remote(verify=self._wish.verify), START_TIMEOUT_S, "the supervisor")
+
+    async def _status(self) -> PipelineStatus:
+        """A dead supervisor is replaced; what it supervised died with it and is started anew."""
+        try:
+            status: PipelineStatus = await ask(self._supervisor.status.remote(), STATUS_TIMEOUT_S, "the supervisor")
+        except RuntimeFault as error:
+            _say(f"{error} A new one is started.")
+            await self._create()
+            return PipelineStatus()
+        if status.error is not None:
+            raise status.error
+        return status
+
+    async def _drain(self) -> None:
+        if self._supervisor is None:
+            return
+        try:
+            await ask(self._supervisor.drain.remote(), DRAIN_TIMEOUT_S, "the supervisor")
+        except OncesignError as error:
+            _say(f"the pipeline did not drain: {error}")
+
+    # ── following it ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _follow(self, ledger: PostgresLedger) -> PipelineStatus:
+        said_s = 0.0
+        while True:
+            status = await self._status()
+            await self._count(ledger, status)
+            now_s = time.monotonic()
+            ended = self._wish.until_drained and self._ended(status)
+            if ended or self._stop.is_set() or now_s - said_s >= PROGRESS_EVERY_S:
+                _print({"progress": self._progress(status)})
+                said_s = now_s
+            if ended or self._stop.is_set():
+                return status
+            await asyncio.wait([asyncio.create_task(self._stop.wait())], timeout=LOOK_S)
+
+    def _ended(self, status: PipelineStatus) -> bool:
+        """Drained, and looked at by the verifier since."""
+        if not status.drained:
+            self._drained_ms = 0
+            return False
+        self._drained_ms = self._drained_ms or time.time_ns() // 1_000_000
+        verifier = status.members.get("tx-verifier")
+        if not self._wish.verify:
+            return True
+        return verifier is not None and int(verifier.counts.get("caught_up_ms", 0)) > self._drained_ms
+
+    async def _count(self, ledger: PostgresLedger, status: PipelineStatus) -> None:
+        now_s = time.monotonic()
+        if self._ready_s is None and status.members:
+            self._ready_s = now_s
+        signed = await ledger.signed()
+        if signed != self._signed:
+            self._first_s = self._first_s or now_s
+            self._last_s = now_s
+        self._signed = signed
+        self._rejected = max(self._rejected, _sum(status, "consumer", "rejected"))
+        if now_s - self._counted_s >= COUNT_EVERY_S:
+            self._total = await composition.total(self._settings)
+            self._counted_s = now_s
+
+    def _progress(self, status: PipelineStatus) -> dict[str, Any]:
+        manager = status.members.get("key-manager")
+        seconds = time.monotonic() - (self._ready_s or time.monotonic())
+        signed = self._signed - self._signed_before
+        return {
+            "signed": signed,
+            "rejected": self._rejected,
+            "verified": _sum(status, "tx-verifier", "verified"),
+            "violations": _sum(status, "tx-verifier", "violations"),
+            "total": self._total,
+            "done_before": self._signed_before,
+            "tx_per_s": round(signed / seconds) if seconds else 0,
+            "batches_in_flight": _sum(status, "consumer", "in_flight"),
+            "waiting_for_key": _sum(status, "consumer", "waiting_for_key"),
+            "keys": manager.counts.get("keys", {}) if manager else {},
+            "no_keys": manager.counts.get("no_keys", []) if manager else [],
+            "halted": status.halted,
+            "restarts": status.restarts,
+            "pids": {name: member.pid for name, member in status.members.items() if member is not None},
+        }
+
+    async def _summary(self, status: PipelineStatus) -> dict[str, Any]:
+        end_s = self._last_s or time.monotonic()
+        seconds = end_s - (self._ready_s or end_s)
+        signed = self._signed - self._signed_before
+        summary: dict[str, Any] = {
+            "signed": signed,
+            "rejected": self._rejected,
+            "seconds": round(seconds, 2),
+            "tx_per_s": round((signed + self._rejected) / seconds) if seconds else 0,
+            "start_up_seconds": round((self._ready_s or end_s) - self._started_s, 2),
+            "drained": status.drained,
+            "halted": status.halted,
+        }
+        if self._wish.verify:
+            outcomes = PostgresOutcomes(self._settings.postgres)
+            summary["outcomes"] = dict(await outcomes.counts())
+            await outcomes.close()
+        return summary
+
+
+def _sum(status: PipelineStatus, prefix: str, count: str) -> int:
+    members = [member for name, member in status.members.items() if name.startswith(prefix) and member is not None]
+    return sum(int(member.counts.get(count, 0)) for member in members)
+
+
+def _print(line: dict[str, Any]) -> None:
+    sys.stdout.write(orjson.dumps(line).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def run(settings: Settings, wish: Wish) -> int:
+    """Carry the run; print the summary line; the exit code."""
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS", "auto"),
+        namespace=namespace(settings.deployment),
+        log_to_driver=False,
+        logging_level="warning",
+    )
+    try:
+        summary = asyncio.run(Driver(settings, wish).run())
+        error = _verdict(summary)
+    except OncesignError as raised:
+        summary, error = {}, raised
+    summary["exit_code"] = error.exit_code if error else 0
+    if error is not None:
+        summary["error"] = str(error)
+        _say(f"error: {error}")
+    _print(summary)
+    return int(summary["exit_code"])
+
+
+def _verdict(summary: dict[str, Any]) -> OncesignError | None:
+    if summary.get("outcomes", {}).get("violations"):
+        return ViolationFound(
+            f"the verifier found {summary['outcomes']['violations']} violation(s).", hint="Run: oncesign verify"
+        )
+    if summary["halted"]:
+        stream, reason = next(iter(summary["halted"].items()))
+        return Halted(f"stream {stream} is halted: {reason}.", hint="See docs/operations.md, 'A halted stream'.")
+    return None

@@ -1,0 +1,85 @@
+"""What `oncesign doctor` tries, one coroutine each; the answer is a short text, a failure is its error."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from actors.composition import kek_file
+from pipeline.adapters.etcd import EtcdStore
+from pipeline.adapters.migrations import migrate
+from pipeline.adapters.postgres_source import PostgresSource
+from pipeline.adapters.topics import TopicAdmin
+from pipeline.assignment.paths import Paths
+from pipeline.custody.sealing import Kek
+from pipeline.errors import UsageError
+from pipeline.local.resolve import resolve
+from pipeline.settings import Settings
+
+
+async def data_directory(settings: Settings) -> str:
+    """Room on the disk."""
+    free = shutil.disk_usage(settings.data_dir if settings.data_dir.exists() else ".").free
+    return f"{settings.data_dir} has {free // 1024**3} GiB free"
+
+
+async def etcd(settings: Settings) -> str:
+    """A linearizable read."""
+    resolved = resolve(settings)
+    store = EtcdStore(resolved.etcd)
+    try:
+        genesis = await store.get(Paths(settings.deployment).genesis)
+    finally:
+        await store.close()
+    return f"{resolved.etcd.endpoints} serves; deployment {settings.deployment} is {'known' if genesis else 'new'}"
+
+
+async def postgres(settings: Settings) -> str:
+    """Migrations and sources."""
+    resolved = resolve(settings)
+    missing = migrate(resolved.postgres, dry_run=True)
+    if missing:
+        raise UsageError(f"{len(missing)} migration(s) are missing.", hint="Run: oncesign migrate")
+    for source in resolved.sources:
+        table = PostgresSource(resolved.postgres, source)
+        try:
+            await table.check()
+        finally:
+            await table.close()
+    return "serves; the tables of all sources are there"
+
+
+async def kafka(settings: Settings) -> str:
+    """The broker's metadata."""
+    resolved = resolve(settings)
+    admin = TopicAdmin(resolved.kafka)
+    try:
+        return f"{resolved.kafka.bootstrap_servers} serves {len(await admin.names())} topics"
+    finally:
+        await admin.close()
+
+
+async def key_encryption_key(settings: Settings) -> str:
+    """The KEK can be read, and opens a key of the pool."""
+    resolved = resolve(settings)
+    kek = Kek.load(kek_file(settings))
+    store = EtcdStore(resolved.etcd)
+    try:
+        sealed = await store.list(Paths(settings.deployment).sealed_keys)
+    finally:
+        await store.close()
+    if not sealed:
+        raise UsageError("the pool has no key.", hint="Run: oncesign keys create --count 16")
+    for kv in sealed:
+        kek.unseal(kv.value, kv.key.rsplit("/", 1)[1]).wipe()
+    return f"KEK {kek.id.hex()} opens all {len(sealed)} keys"
+
+
+EXAMINATIONS: Final[dict[str, Callable[[Settings], Awaitable[str]]]] = {
+    "data directory": data_directory,
+    "etcd": etcd,
+    "postgres": postgres,
+    "kafka": kafka,
+    "key-encryption key": key_encryption_key,
+}

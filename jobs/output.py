@@ -1,0 +1,60 @@
+"""How commands speak: data on stdout, everything else on stderr; JSON when asked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line for lists.")]
+
+
+def emit(fields: dict[str, Any]) -> None:
+    """One JSON object."""
+    sys.stdout.write(orjson.dumps(fields, default=_text).decode() + "\n")
+
+
+def emit_list(rows: Sequence[dict[str, Any]], titles: Sequence[str], *, as_json: bool) -> None:
+    """A table for people, or one JSON object per line."""
+    if as_json:
+        for row in rows:
+            emit(row)
+        return
+    table = Table(*titles, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(title, "")) for title in titles))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def emit_fields(fields: dict[str, Any], *, as_json: bool) -> None:
+    """Names and values for people, or one JSON object."""
+    if as_json:
+        emit(fields)
+        return
+    width = max((len(name) for name in fields), default=0)
+    for name, value in fields.items():
+        sys.stdout.write(f"{name:<{width}}  {_cell(value)}\n")
+
+
+def say(text: str) -> None:
+    """For the person at the terminal, not for a pipe."""
+    sys.stderr.write(text + "\n")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_cell(inner)}" for name, inner in value.items()) or "-"
+    return str(value)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return "0x" + value.hex()
+    return str(value)

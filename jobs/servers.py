@@ -1,0 +1,122 @@
+"""`oncesign up | down | status | doctor`: the embedded servers, and whether everything can be reached."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from jobs.loading import load_settings
+from jobs.output import Json, emit, emit_fields, say
+from pipeline.errors import DependencyDown, DiskFull, OncesignError, UsageError
+from pipeline.local.resolve import embedded, resolve
+from pipeline.local.stack import Stack
+from pipeline.settings import Settings
+
+MEMBERS: Final = (1, 3)
+FREE_BYTES_MIN: Final = 1024**3
+
+
+def up(members: Annotated[int, typer.Option(help="etcd members: 1 or 3.")] = 1, json: Json = False) -> None:
+    """Start etcd, PostgreSQL and Kafka in the data directory, those that no setting replaces."""
+    settings = load_settings()
+    if members not in MEMBERS:
+        raise UsageError(f"--members is {members}; it can be 1 or 3.")
+    bring_up(settings, members)
+    resolved = resolve(settings)
+    emit_fields(addresses(resolved), as_json=json)
+    say("Next: oncesign migrate, then oncesign keys create --count 16, oncesign stock, oncesign sign")
+
+
+def bring_up(settings: Settings, members: int = 1) -> None:
+    """Raises RuntimeFault, DiskFull."""
+    require_room(settings.data_dir)
+    servers = embedded(settings)
+    if servers:
+        Stack(settings.data_dir).up(members, servers)
+
+
+def require_room(data_dir: Path) -> None:
+    """Raises DiskFull before a server finds out the hard way."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(data_dir).free
+    if free < FREE_BYTES_MIN:
+        raise DiskFull(f"only {free // 1024**2} MiB are free, at least 1024 are needed", address=str(data_dir))
+
+
+def addresses(settings: Settings) -> dict[str, Any]:
+    """Where the three servers are."""
+    return {
+        "etcd": settings.etcd.endpoints,
+        "postgres": settings.postgres.dsn.get_secret_value(),
+        "kafka": settings.kafka.bootstrap_servers,
+    }
+
+
+def down() -> None:
+    """Stop Ray and the embedded servers of the data directory; the data stays."""
+    from actors import cluster  # noqa: PLC0415 - ray takes a second to import
+
+    settings = load_settings()
+    ray_stopped = cluster.stop(settings.data_dir) if settings.data_dir.exists() else False
+    stopped = ["ray"] * ray_stopped + Stack(settings.data_dir).down()
+    say(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+def status(json: Json = False) -> None:
+    """Show what runs: servers, the pipeline, its keys, streams and halts."""
+    settings = load_settings()
+    record = Stack(settings.data_dir).status()
+    running = sorted(record.running())
+    fields: dict[str, Any] = {
+        "deployment": settings.deployment,
+        "data_dir": str(settings.data_dir.resolve()),
+        "servers": {name: "running" if name in running else "stopped" for name in record.processes or {}},
+        "daemon": "running" if record.daemon_process() else "stopped",
+    }
+    fields |= _pipeline_fields(settings)
+    emit_fields(fields, as_json=json)
+
+
+def _pipeline_fields(settings: Settings) -> dict[str, Any]:
+    from actors import cluster  # noqa: PLC0415 - as above
+    from jobs.overview import overview  # noqa: PLC0415 - as above
+
+    head = cluster.running(settings.data_dir)
+    fields: dict[str, Any] = {"dashboard": head.dashboard if head else None}
+    try:
+        return fields | asyncio.run(overview(resolve(settings)))
+    except OncesignError as error:
+        return fields | {"pipeline": f"cannot be read: {error}"}
+
+
+def doctor(json: Json = False) -> None:
+    """Try every dependency and say, for each, whether it serves and what to do if not; exit 3 when one does not."""
+    from jobs.examination import EXAMINATIONS  # noqa: PLC0415 - as above
+
+    settings = load_settings()
+    failures = []
+    for name, examine in EXAMINATIONS.items():
+        verdict = _examined(examine, settings)
+        if verdict["verdict"] != "ok":
+            failures.append(name)
+        if json:
+            emit({"check": name} | verdict)
+        else:
+            say(f"{'ok    ' if verdict['verdict'] == 'ok' else 'FAILED'}  {name}: {verdict['detail']}")
+    if failures:
+        raise DependencyDown(f"{len(failures)} of {len(EXAMINATIONS)} checks failed: {', '.join(failures)}", hint="")
+
+
+def _examined(examine: Callable[[Settings], Awaitable[str]], settings: Settings) -> dict[str, str]:
+    async def run() -> str:
+        return await examine(settings)
+
+    try:
+        return {"verdict": "ok", "detail": asyncio.run(run())}
+    except OncesignError as error:
+        return {"verdict": "failed", "detail": str(error)}

@@ -1,0 +1,30 @@
+"""`python -m jobs.sign`: the entry point for `ray job submit`, and what `oncesign sign` submits."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from jobs.driver import Wish, run
+from jobs.loading import load_settings
+from pipeline.errors import OncesignError
+from pipeline.local.resolve import resolve
+
+
+def main() -> None:
+    """Settings come from ONCESIGN_ variables; the exit code is flattened by Ray, the last line has it."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.sign", description=__doc__)
+    parser.add_argument("--until-drained", action="store_true", help="end when all that was committed is signed")
+    parser.add_argument("--no-verify", action="store_true", help="do not follow and check what is signed")
+    arguments = parser.parse_args()
+    try:
+        settings = resolve(load_settings())
+    except OncesignError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.stdout.write(f'{{"exit_code": {error.exit_code}}}\n')
+        sys.exit(error.exit_code)
+    sys.exit(run(settings, Wish(until_drained=arguments.until_drained, verify=not arguments.no_verify)))
+
+
+if __name__ == "__main__":
+    main()

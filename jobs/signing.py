@@ -1,0 +1,209 @@
+"""`oncesign sign | demo`: run the pipeline; run everything."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from typing import Annotated, Any, Final, Self
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from jobs.keys import create_keys, open_kek
+from jobs.loading import load_settings
+from jobs.output import Json, emit, say
+from jobs.rows import stock_mocked
+from jobs.servers import bring_up
+from pipeline.adapters import migrations
+from pipeline.errors import UsageError, ViolationFound
+from pipeline.local.cache import progress
+from pipeline.local.resolve import resolve
+from pipeline.settings import Settings
+from pipeline.stages.violation import ViolationKind
+
+DEMO_KEYS: Final = 32
+DEMO_INVALID_SHARE: Final = 0.01
+PLAIN_EVERY_S: Final = 5.0
+
+
+def sign(
+    until_drained: Annotated[
+        bool, typer.Option("--until-drained", help="End when all that was committed is signed.")
+    ] = False,
+    verify: Annotated[bool, typer.Option(help="Follow and check what is signed, and write outcomes.")] = True,
+    json: Json = False,
+) -> None:
+    """Run the pipeline on Ray until it is drained or stopped; Ctrl-C finishes what has a key."""
+    settings = resolve(load_settings())
+    summary = run_pipeline(settings, until_drained=until_drained, verify=verify)
+    emit(summary) if json else _tell(summary)
+    _raise_for(summary)
+
+
+def run_pipeline(settings: Settings, *, until_drained: bool, verify: bool) -> dict[str, Any]:
+    """Submit the job, show its progress, and return its summary. Raises UsageError, SecretFileError, RuntimeFault."""
+    from jobs import submission  # noqa: PLC0415 - ray takes a second to import
+
+    _require_keys(settings)
+    warm_kernel()
+    with ProgressView() as view:
+        return submission.sign(settings, until_drained=until_drained, verify=verify, progress=view.show)
+
+
+def warm_kernel() -> None:
+    """Compile the kernel here, once, where its progress can be seen, instead of in every signer at once."""
+    with progress("loading the signing kernel (compiled once, for a minute)"):
+        from pipeline.ethereum import kernel  # noqa: PLC0415 - numba takes a second to import
+
+        kernel.warm()
+
+
+def _require_keys(settings: Settings) -> None:
+    from jobs.overview import overview  # noqa: PLC0415 - as above
+
+    open_kek(settings)
+    keys = asyncio.run(overview(settings))["keys"]
+    if not keys:
+        raise UsageError("the pool has no key.", hint="Run: oncesign keys create --count 16")
+
+
+class ProgressView:
+    """A live line on a terminal, a plain line now and then elsewhere; on stderr."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+        self._said_s = -PLAIN_EVERY_S
+        self._halted: set[str] = set()
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def show(self, fields: dict[str, Any]) -> None:
+        """One report of the driver."""
+        for stream, reason in fields["halted"].items():
+            if stream not in self._halted:
+                self._halted.add(stream)
+                say(f"stream {stream} is halted: {reason}")
+        line = progress_line(fields)
+        if self._console.is_terminal:
+            self._live.update(line)
+        elif time.monotonic() - self._said_s >= PLAIN_EVERY_S:
+            self._said_s = time.monotonic()
+            say("  " + line)
+
+
+def progress_line(fields: dict[str, Any]) -> str:
+    """Signed, rejected, verified, rate, what is left, and the keys in use."""
+    left = max(0, fields["total"] - fields["done_before"] - fields["signed"] - fields["rejected"])
+    rate = fields["tx_per_s"]
+    keys = fields["keys"]
+    parts = [
+        f"signed {fields['signed']:,}",
+        f"rejected {fields['rejected']:,}",
+        f"verified {fields['verified']:,}",
+        f"{rate:,} tx/s",
+        f"left {left:,}" + (f" (about {left / rate:.0f} s)" if rate else ""),
+        f"keys {keys.get('locked', 0)} of {sum(keys.values())} in use",
+    ]
+    if fields["no_keys"]:
+        parts.append(f"no key for chain {fields['no_keys'][0]}")
+    if fields["violations"]:
+        parts.append(f"{fields['violations']} VIOLATIONS")
+    return " · ".join(parts)
+
+
+def demo(
+    count: Annotated[int, typer.Option(min=1, help="How many mocked transactions.")] = 100_000,
+) -> None:
+    """Do everything once: servers, tables, keys, mocked rows, sign, verify; the last line is JSON."""
+    settings = load_settings()
+    bring_up(settings)
+    settings = resolve(settings)
+    migrations.migrate(settings.postgres)
+    _ensure_keys(settings)
+    before = _outcome_counts(settings)
+    stock_mocked(settings, settings.sources[0], count, int(time.time()), DEMO_INVALID_SHARE)
+    started_s = time.monotonic()
+    summary = run_pipeline(settings, until_drained=True, verify=True)
+    seconds = time.monotonic() - started_s
+    _raise_for(summary)
+    _conclude(settings, before, summary, seconds)
+
+
+def _ensure_keys(settings: Settings) -> None:
+    from jobs.overview import overview  # noqa: PLC0415 - as above
+
+    kek = open_kek(settings)
+    if not asyncio.run(overview(settings))["keys"]:
+        with progress(f"making {DEMO_KEYS} keys"):
+            asyncio.run(create_keys(settings, kek, DEMO_KEYS))
+
+
+def _outcome_counts(settings: Settings) -> dict[str, int]:
+    from jobs.overview import overview  # noqa: PLC0415 - as above
+
+    counts: dict[str, int] = asyncio.run(overview(settings))["outcomes"]
+    return counts
+
+
+def _conclude(settings: Settings, before: dict[str, int], summary: dict[str, Any], seconds: float) -> None:
+    from actors import cluster  # noqa: PLC0415 - as above
+    from jobs.checks import examine  # noqa: PLC0415 - as above
+
+    after = _outcome_counts(settings)
+    with progress("looking for gaps, repeats and missing rows"):
+        report = asyncio.run(examine(settings))
+    kinds = [violation.kind for violation in report.violations]
+    duplicates = sum(kind in DUPLICATES for kind in kinds)
+    lost = sum(kind in LOSSES for kind in kinds)
+    signed, rejected = after["signed"] - before["signed"], after["rejected"] - before["rejected"]
+    head = cluster.running(settings.data_dir)
+    say(
+        f"\n{signed:,} signed, {rejected:,} rejected, all of them verified; duplicates {duplicates}, lost {lost}."
+        f"\nSigning took {summary['seconds']} s; with start-up and verification {seconds:.1f} s."
+        f"\n\nLook further:\n  {head.dashboard if head else ''}  the Ray dashboard; its token is in {settings.data_dir}/ray.token"
+        f"\n  oncesign tx 42           the life of one row\n  oncesign keys list       who held which key"
+        f"\n  oncesign status          what runs\n  oncesign down            stop all of it\n"
+    )
+    emit(
+        {
+            "signed": signed,
+            "rejected": rejected,
+            "duplicates": duplicates,
+            "lost": lost,
+            "seconds": round(seconds, 2),
+            "tx_per_s": round((signed + rejected) / seconds),
+        }
+    )
+    if report.violations:
+        raise ViolationFound(f"the verifier found {len(report.violations)} violation(s).", hint="Run: oncesign verify")
+
+
+DUPLICATES: Final = frozenset({ViolationKind.TRANSACTION_TWICE, ViolationKind.NONCE_TWICE, ViolationKind.BATCH_TWICE})
+LOSSES: Final = frozenset(
+    {ViolationKind.ROW_WITHOUT_OUTCOME, ViolationKind.NONCE_GAP, ViolationKind.BATCH_NOT_PUBLISHED}
+)
+
+
+def _tell(summary: dict[str, Any]) -> None:
+    if "signed" in summary:
+        sys.stdout.write(
+            f"signed {summary['signed']:,}, rejected {summary['rejected']:,} in {summary['seconds']} s "
+            f"({summary['tx_per_s']:,} tx/s)\n"
+        )
+    say("Next: oncesign verify")
+
+
+def _raise_for(summary: dict[str, Any]) -> None:
+    from jobs import submission  # noqa: PLC0415 - as above
+
+    submission.check(summary)

@@ -1,0 +1,139 @@
+"""Submitting the signing job to a local Ray cluster and watching it until it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from actors import cluster
+from actors.cluster import Cluster
+from actors.composition import signer_count
+from pipeline.errors import OncesignError, RuntimeFault
+from pipeline.settings import ENV_PREFIX, Settings
+
+LOOK_S: Final = 0.4
+SUBMISSIONS_MAX: Final = 6
+"""A driver that was killed is submitted again this often, with growing pauses."""
+
+PAUSE_FIRST_S: Final = 0.5
+OTHER_ACTORS_CPUS: Final = 4
+STOP_TIMEOUT_S: Final = 90.0
+ENDED: Final = frozenset({JobStatus.STOPPED, JobStatus.SUCCEEDED, JobStatus.FAILED})
+
+
+@dataclass(slots=True)
+class Watch:
+    """What is known of a submitted job."""
+
+    progress: Callable[[dict[str, Any]], None]
+    summary: dict[str, Any] = field(default_factory=dict)
+    read: int = 0
+
+    def take(self, logs: str) -> None:
+        """New lines of the driver: progress, the summary, and everything else for stderr."""
+        complete = logs[: logs.rfind("\n") + 1]
+        fresh, self.read = complete[self.read :], len(complete)
+        for line in fresh.splitlines():
+            fields = _json(line)
+            if fields is None:
+                if line.strip():
+                    sys.stderr.write(line + "\n")
+            elif "progress" in fields:
+                self.progress(fields["progress"])
+            elif "exit_code" in fields:
+                self.summary = fields
+
+
+def _json(line: str) -> dict[str, Any] | None:
+    if not line.startswith("{"):
+        return None
+    try:
+        fields: dict[str, Any] = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return fields
+
+
+def sign(
+    settings: Settings, *, until_drained: bool, verify: bool, progress: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Run the job to its end and return its summary; Ctrl-C drains it.
+
+    A driver or a Ray head that was killed is started again, and the pipeline goes on where it was.
+    Raises RuntimeFault when that happens too often.
+    """
+    pause_s = PAUSE_FIRST_S
+    for _ in range(SUBMISSIONS_MAX):
+        head = cluster.start(settings.data_dir, signer_count(settings) + OTHER_ACTORS_CPUS)
+        watch = Watch(progress)
+        try:
+            _run(head, _entry_point(until_drained=until_drained, verify=verify), settings, watch)
+        except (ConnectionError, RuntimeError) as error:
+            sys.stderr.write(f"Ray does not answer ({str(error).splitlines()[0][:120]}); it is started again\n")
+        if watch.summary:
+            return watch.summary
+        sys.stderr.write("the job ended without a summary; it is submitted again\n")
+        time.sleep(pause_s)
+        pause_s *= 2
+    raise RuntimeFault(
+        f"the job ended {SUBMISSIONS_MAX} times without a summary.", hint=f"See {settings.data_dir}/logs."
+    )
+
+
+def _entry_point(*, until_drained: bool, verify: bool) -> str:
+    flags = " --until-drained" * until_drained + " --no-verify" * (not verify)
+    return f"{sys.executable} -m jobs.sign{flags}"
+
+
+def _run(head: Cluster, entry_point: str, settings: Settings, watch: Watch) -> None:
+    os.environ |= cluster.environment(head.token_file)
+    client = JobSubmissionClient(head.dashboard, headers={"Authorization": f"Bearer {cluster.token(head)}"})
+    job = client.submit_job(
+        entrypoint=entry_point,
+        runtime_env={"env_vars": _job_environment(settings, head)},
+        metadata={"deployment": settings.deployment},
+    )
+    try:
+        _follow(client, job, watch, None)
+    except KeyboardInterrupt:
+        sys.stderr.write("draining: batches with a key are finished (Ctrl-C again to leave it to itself)\n")
+        client.stop_job(job)
+        _follow(client, job, watch, STOP_TIMEOUT_S)
+        watch.summary = watch.summary or {"exit_code": 0, "stopped": True}
+
+
+def _job_environment(settings: Settings, head: Cluster) -> dict[str, str]:
+    """Our own settings, none of which holds a secret, for a head that was started with others."""
+    ours = {name: value for name, value in os.environ.items() if name.startswith(ENV_PREFIX)}
+    return ours | {
+        ENV_PREFIX + "DATA_DIR": str(settings.data_dir.resolve()),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": head.token_file,
+    }
+
+
+def _follow(client: JobSubmissionClient, job: str, watch: Watch, timeout_s: float | None) -> None:
+    deadline_s = time.monotonic() + timeout_s if timeout_s else None
+    while deadline_s is None or time.monotonic() < deadline_s:
+        status = client.get_job_status(job)
+        watch.take(client.get_job_logs(job))
+        if status in ENDED:
+            watch.take(client.get_job_logs(job))
+            return
+        time.sleep(LOOK_S)
+
+
+def check(summary: dict[str, Any]) -> None:
+    """Raises the error that a summary reports."""
+    code = int(summary.get("exit_code", 0))
+    if code:
+        error = OncesignError(str(summary.get("error", "the job failed.")), hint="")
+        error.exit_code = code  # type: ignore[misc] # the class's own code is only the default
+        raise error
