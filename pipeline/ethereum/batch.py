@@ -84,7 +84,7 @@ class Batch:
         """
         name = f"batch {header.seq} of {header.stream}"
         if not rows.schema.equals(COLUMNS, check_metadata=False):
-            raise MalformedBatch(f"{name} has columns {rows.schema.names}.")
+            raise MalformedBatch(f"{name} does not have the columns of a batch.")
         if rows.num_rows == 0:
             raise MalformedBatch(f"{name} has no row.")
         if not 1 <= header.chain_id <= CHAIN_ID_MAX:

@@ -132,7 +132,7 @@ def _u64(text: Array) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
 
 @njit(nogil=True, cache=True)
 def _push(limbs: Any, digit: Any) -> Any:
-    """limbs = limbs · 10 + the ASCII digit; whether it is one, and the result is below 2^256."""
+    """Times ten plus the ASCII digit; whether it is a digit, and the result below 2^256."""
     if digit < 48 or digit > 57:
         return False
     carry = np.uint64(digit - 48)
@@ -161,8 +161,8 @@ def _parse(offsets: Any, digits: Any, out: Any, ok: Any) -> None:
 
 def _recipients(array: Array) -> tuple[Array, NDArray[np.bool_]]:
     """20-byte addresses; null creates a contract. Another length is a defect, never a creation."""
-    lengths: Any = pc.fill_null(pc.binary_length(array), ADDRESS_BYTES)
-    lengths = lengths.to_numpy(zero_copy_only=False)
+    sizes: Array = pc.binary_length(array)
+    lengths = pc.fill_null(sizes, ADDRESS_BYTES).to_numpy(zero_copy_only=False)
     ok = lengths == ADDRESS_BYTES
     if not ok.all():
         array = pc.if_else(pa.array(ok), array, pa.scalar(bytes(ADDRESS_BYTES), array.type))

@@ -85,7 +85,7 @@ class SignedRecord:
         """Raises MalformedBatch."""
         rows, fields = read_ipc(value)
         if not rows.schema.equals(COLUMNS, check_metadata=False):
-            raise MalformedBatch(f"the signed record has columns {rows.schema.names}.")
+            raise MalformedBatch("the record does not have the columns of a signed batch.")
         record = cls(_header(fields), rows)
         if rows.num_rows != record.header.count:
             raise MalformedBatch(f"the signed record says {record.header.count} rows and has {rows.num_rows}.")

@@ -29,7 +29,7 @@ INIT_CODE_MAX_BYTES: Final = 49_152  # EIP-3860
 DATA_MAX_BYTES: Final = 131_072
 """go-ethereum's pool takes transactions of up to 128 KiB; this bounds the data alone, so a few bytes less may still be
 too much for it."""
-GAS_LIMIT_MAX: Final = 2**63 - 1
+GAS_LIMIT_BITS: Final = 63
 """What fits the signed 64-bit integers of nodes' databases and explorers."""
 
 OK: Final = int(Reason.SIGNABLE)
@@ -113,7 +113,7 @@ def _envelope(chain_id: Any, c: Any, row: Any) -> Any:
         return CHAIN
     if c.type[row] > 2:
         return TYPE
-    if c.gas_limit[row] > GAS_LIMIT_MAX:
+    if c.gas_limit[row] >> np.uint64(GAS_LIMIT_BITS) != np.uint64(0):
         return GAS_RANGE
     if c.type[row] == 0 and c.list_offsets[row + 1] > c.list_offsets[row]:
         return NO_LIST

@@ -1,0 +1,51 @@
+# Two commands: `make demo` and `make test`. Each sets up everything it needs, once, below this folder:
+#   .venv/    the Python packages of requirements.lock, hash-checked
+#   .cache/   the etcd binary, Kafka's jars, Go's caches   (another place: ONCESIGN_CACHE_DIR)
+#   .oncesign/  the demo's data                              (another place: ONCESIGN_DATA_DIR)
+
+TX ?= 100000
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	"$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && \
+	{ command -v "$$p"; break; }; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint lock clean
+
+help:  ## Show the targets.
+	@sed -n 's/^\([a-z]*\):.*##/  make \1 /p' Makefile
+
+setup: $(STAMP)  ## Install the Python packages into .venv.
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "oncesign needs Python 3.11, 3.12 or 3.13 on PATH (or: make PYTHON=/path/to/python3)" >&2; exit 1; }
+	@echo "installing the Python packages of requirements.lock into $(VENV), once (about two minutes)" >&2
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## Sign and verify TX=100000 mocked transactions end to end on real parts.
+	@$(BIN)/oncesign demo --count $(TX)
+
+test: $(STAMP)  ## Run all tests; etcd, Postgres, Kafka and Ray are started for them.
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## Check style, types, layers and sizes.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m tests.sizes
+
+lock: $(STAMP)  ## Compile requirements.lock from pyproject.toml.
+	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	@$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links --extra local \
+		--extra dev --python-version 3.11 --no-header pyproject.toml -o requirements.lock
+
+clean:  ## Stop the embedded servers and remove the demo's data.
+	@test ! -x $(BIN)/oncesign || $(BIN)/oncesign down
+	@rm -rf .oncesign
