@@ -39,6 +39,7 @@ class Stack:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.resolve()
+        self._daemon: subprocess.Popen[bytes] | None = None  # our child, if this object started it
 
     def up(self, members: int = 1, servers: Sequence[str] = SERVERS) -> StackRecord:
         """Start what does not run and wait until all of it serves; the record.
@@ -63,6 +64,8 @@ class Stack:
             if daemon is not None:
                 daemon.terminate()
                 _gone([daemon], STOP_TIMEOUT_S * 2)
+            if self._daemon is not None:
+                self._daemon.wait(STOP_TIMEOUT_S)
             _end(list(record.load(self.data_dir).running().values()))
             known = record.load(self.data_dir)
             known.daemon, known.processes, known.ready = None, {}, False
@@ -92,7 +95,7 @@ class Stack:
     def _spawn_daemon(self) -> None:
         log = self.data_dir / "logs" / "daemon.log"
         with log.open("ab") as output:
-            subprocess.Popen(
+            self._daemon = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.local.daemon", str(self.data_dir)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
