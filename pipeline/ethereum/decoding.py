@@ -21,6 +21,9 @@ EIP_155_V: Final = 35
 Item: TypeAlias = "bytes | list[Item]"
 AccessList: TypeAlias = tuple[tuple[bytes, tuple[bytes, ...]], ...]
 
+LISTS_DEEP_MAX: Final = 4
+"""Transaction, access list, entry, its storage keys. A bound keeps hostile bytes from Python's recursion limit."""
+
 FIELDS: Final = {0: 9, 1: 11, 2: 12}
 """How many items a signed transaction of each type has."""
 
@@ -114,7 +117,7 @@ def _sender(message: bytes, parity: int, r: int, s: int) -> str:
     return f"0x{keccak_256(key.format(compressed=False)[1:]).hexdigest()[24:]}"
 
 
-def _item(raw: bytes, pos: int) -> tuple[Item, int]:
+def _item(raw: bytes, pos: int, lists_left: int = LISTS_DEEP_MAX) -> tuple[Item, int]:
     """One RLP item at `pos`, and where it ends."""
     if pos >= len(raw):
         raise MalformedBatch("RLP ends too early.")
@@ -126,9 +129,11 @@ def _item(raw: bytes, pos: int) -> tuple[Item, int]:
         if end - start == 1 and raw[start] < 0x80:
             raise MalformedBatch("RLP is not canonical: a small byte with a header.")
         return raw[start:end], end
+    if lists_left == 0:
+        raise MalformedBatch("RLP lists are nested deeper than in any transaction.")
     items: list[Item] = []
     while start < end:
-        item, start = _item(raw, start)
+        item, start = _item(raw, start, lists_left - 1)
         items.append(item)
     if start != end:
         raise MalformedBatch("an RLP list does not end where it says.")

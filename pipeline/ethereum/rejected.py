@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 import orjson
 
 from pipeline.errors import MalformedBatch
+
+TEXTS: Final = frozenset({"source", "reason", "detail"})
+"""The fields that are text; the others are whole numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,10 @@ class Rejection:
     def from_json(cls, value: bytes) -> Self:
         """Raises MalformedBatch."""
         try:
-            return cls(**orjson.loads(value))
+            rejection = cls(**orjson.loads(value))
         except (ValueError, TypeError) as error:
             raise MalformedBatch(f"the record is not a rejection: {error}") from error
+        for field in dataclasses.fields(cls):
+            if type(getattr(rejection, field.name)) is not (str if field.name in TEXTS else int):
+                raise MalformedBatch(f"the record is not a rejection: {field.name} is of another type.")
+        return rejection

@@ -86,6 +86,8 @@ class SignedRecord:
         rows, fields = read_ipc(value)
         if not rows.schema.equals(COLUMNS, check_metadata=False):
             raise MalformedBatch("the record does not have the columns of a signed batch.")
+        if any(rows.column(name).null_count for name in ("nonce", "hash", "raw")):
+            raise MalformedBatch("the signed record has a null where none may be.")
         record = cls(_header(fields), rows)
         if rows.num_rows != record.header.count:
             raise MalformedBatch(f"the signed record says {record.header.count} rows and has {rows.num_rows}.")
