@@ -19,11 +19,11 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 
 from pipeline.errors import UsageError
 from pipeline.ethereum import kernel
 from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
+from pipeline.ethereum.compiled import compiled
 from pipeline.ethereum.secp256k1 import LIBRARY, SIGNATURE_STRUCT_BYTES, sign_opaque
 from pipeline.stream import START, Stream
 
@@ -161,7 +161,7 @@ def _raw(count: int) -> Callable[[], object]:
     return lambda: _sign_hashes(LIBRARY, key, hashes, struct)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _sign_hashes(library: Any, key: Any, hashes: Any, struct: Any) -> Any:
     signed = 0
     for row in range(len(hashes)):

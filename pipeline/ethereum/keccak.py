@@ -10,11 +10,12 @@ from typing import Any, Final
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from pipeline.ethereum.compiled import compiled
 from pipeline.ethereum.memory import load_word
 
 RATE_BYTES: Final = 136
@@ -115,7 +116,7 @@ _permute: Any = intrinsic(_permute_state)
 """_permute(state): Keccak-f[1600] on every lane of state, uint64 (STATE_WORDS, LANES), in place."""
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _pad(messages: Any, start: Any, length: Any) -> Any:
     """Pad a message in place; the number of its blocks."""
     blocks = length // RATE_BYTES + 1
@@ -127,13 +128,13 @@ def _pad(messages: Any, start: Any, length: Any) -> Any:
     return blocks
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _absorb(messages: Any, start: Any, state: Any, lane: Any) -> None:
     for i in range(RATE_WORDS):
         state[i, lane] ^= load_word(messages, start + 8 * i)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def hash_messages(messages: Any, starts: Any, lengths: Any, hashes: Any) -> None:
     """Hash messages[starts[m] : starts[m] + lengths[m]] into hashes[m], uint64 (count, HASH_WORDS).
 

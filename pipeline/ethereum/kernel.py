@@ -20,12 +20,12 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 from numpy.typing import NDArray
 
 from pipeline.errors import SigningRefused
 from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
 from pipeline.ethereum.columns import U8, Columns
+from pipeline.ethereum.compiled import compiled
 from pipeline.ethereum.keccak import HASH_WORDS, RATE_BYTES, hash_messages
 from pipeline.ethereum.memory import copy_bytes
 from pipeline.ethereum.rlp import length_size, put_access_list, put_length, put_scalar, put_string, put_uint
@@ -162,7 +162,7 @@ def _scratch(sizes: NDArray[np.int64]) -> _Work:
     )
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _sign_rows(  # noqa: PLR0913, PLR0917 - a compiled loop gets all it reads and writes as arguments
     library: Any, key: Any, rows: Any, chosen: Any, first_nonce: Any, chain_id: Any, work: Any, offsets: Any
 ) -> Any:
@@ -186,7 +186,7 @@ def _sign_rows(  # noqa: PLR0913, PLR0917 - a compiled loop gets all it reads an
     return raw
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _put_unsigned(rows: Any, row: Any, nonce: Any, chain_id: Any, work: Any, k: Any) -> None:
     """The message that is signed."""
     kind = rows.type[row]
@@ -214,7 +214,7 @@ def _put_unsigned(rows: Any, row: Any, nonce: Any, chain_id: Any, work: Any, k: 
     _put_head(kind, work, k, pos)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _put_signed(kind: Any, chain_id: Any, work: Any, k: Any) -> None:
     """The message that goes on the wire; of no bytes when there is no signature."""
     if work.failed[k]:
@@ -228,7 +228,7 @@ def _put_signed(kind: Any, chain_id: Any, work: Any, k: Any) -> None:
     _put_head(kind, work, k, pos)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _put_head(kind: Any, work: Any, k: Any, end: Any) -> None:
     """`[type ‖] list header` before the fields, so that the message is all up to `end`."""
     payload = end - work.fields[k]

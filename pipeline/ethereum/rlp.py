@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from pipeline.ethereum.compiled import compiled
 from pipeline.ethereum.memory import copy_bytes
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def put_length(out: Any, pos: Any, length: Any, short: Any) -> Any:
     """The header of a string (short = 0x80) or a list (short = 0xC0) with this payload length."""
     if length < 56:
@@ -26,7 +26,7 @@ def put_length(out: Any, pos: Any, length: Any, short: Any) -> Any:
     return pos + 1 + width
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def length_size(length: Any) -> Any:
     """Bytes of the header that put_length writes."""
     if length < 56:
@@ -34,7 +34,7 @@ def length_size(length: Any) -> Any:
     return 2 if length < 0x100 else 3 if length < 0x10000 else 4 if length < 0x1000000 else 5
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def put_uint(out: Any, pos: Any, number: Any) -> Any:
     """A scalar below 2^64: big-endian without leading zeros; zero is the empty string."""
     number = np.uint64(number)
@@ -52,7 +52,7 @@ def put_uint(out: Any, pos: Any, number: Any) -> Any:
     return pos + 1 + width
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def put_scalar(out: Any, pos: Any, number: Any) -> Any:
     """A scalar of 32 big-endian bytes."""
     first = 0
@@ -61,7 +61,7 @@ def put_scalar(out: Any, pos: Any, number: Any) -> Any:
     return put_string(out, pos, number, first, 32)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def put_string(out: Any, pos: Any, source: Any, start: Any, end: Any) -> Any:
     """The byte string source[start:end]."""
     length = end - start
@@ -73,7 +73,7 @@ def put_string(out: Any, pos: Any, source: Any, start: Any, end: Any) -> Any:
     return pos + length
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def put_access_list(out: Any, pos: Any, addresses: Any, key_offsets: Any, keys: Any, first: Any, last: Any) -> Any:
     """`[[address, [storage key, …]], …]` of entries first … last - 1 (EIP-2930)."""
     payload = 0

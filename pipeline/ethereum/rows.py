@@ -12,11 +12,11 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
-from numba import njit
 from numpy.typing import NDArray
 
 from pipeline.ethereum.batch import ACCESS_LIST, COLUMNS
 from pipeline.ethereum.columns import U8, Array
+from pipeline.ethereum.compiled import compiled
 from pipeline.ethereum.reasons import Reason
 from pipeline.ethereum.validity import DATA_MAX_BYTES
 
@@ -130,7 +130,7 @@ def _u64(text: Array) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     return np.where(fits, low, np.uint64(0)), fits
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _push(limbs: Any, digit: Any) -> Any:
     """Times ten plus the ASCII digit; whether it is a digit, and the result below 2^256."""
     if digit < 48 or digit > 57:
@@ -143,7 +143,7 @@ def _push(limbs: Any, digit: Any) -> Any:
     return carry == np.uint64(0)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _parse(offsets: Any, digits: Any, out: Any, ok: Any) -> None:
     """Schoolbook: eight 32-bit limbs, times ten plus the digit; a carry out of the last limb is 2^256 or more."""
     limbs = np.zeros(8, np.uint64)

@@ -12,9 +12,11 @@ from typing import Any, Final
 import numpy as np
 from coincurve._libsecp256k1 import ffi, lib
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from pipeline.ethereum.compiled import compiled
 
 SIGN_AND_VERIFY: Final = 0x0301
 SIGNATURE_STRUCT_BYTES: Final = 65
@@ -60,7 +62,7 @@ _call: Any = intrinsic(_call_address)
 conventions of x86-64 and arm64 it ignores those that it does not take."""
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def sign_opaque(library: Any, struct: Any, message: Any, secret: Any) -> Any:
     """Sign message[:32] into the library's own form, struct[:SIGNATURE_STRUCT_BYTES]; 1, or 0 when it failed."""
     null = np.uint64(0)
@@ -68,7 +70,7 @@ def sign_opaque(library: Any, struct: Any, message: Any, secret: Any) -> Any:
     return _call(library[1], library[0], to, at, np.uint64(secret.ctypes.data), null, null)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def sign_hash(library: Any, struct: Any, message: Any, secret: Any, compact: Any, recovery_id: Any) -> Any:
     """Sign message[:32] into compact[:64] (r ‖ s, big-endian) and recovery_id[0]; 1, or 0 when it failed.
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-from numba import njit
 
 from pipeline.ethereum.batch import Batch
 from pipeline.ethereum.columns import U8
+from pipeline.ethereum.compiled import compiled
 from pipeline.ethereum.reasons import Reason
 
 RULES_VERSION: Final = 1
@@ -90,7 +90,7 @@ def explain(batch: Batch, row: int, reason: Reason) -> str:
     return details[reason]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _judge(chain_id: Any, c: Any, reasons: Any) -> None:
     for row in range(len(reasons)):
         reason = int(c.defect[row])
@@ -107,7 +107,7 @@ def _judge(chain_id: Any, c: Any, reasons: Any) -> None:
         reasons[row] = reason
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _envelope(chain_id: Any, c: Any, row: Any) -> Any:
     if c.chain_id[row] != chain_id:
         return CHAIN
@@ -120,7 +120,7 @@ def _envelope(chain_id: Any, c: Any, row: Any) -> Any:
     return OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _fees(c: Any, row: Any) -> Any:
     if c.type[row] != 2:
         return NO_PRIORITY if c.priority_valid[row] else OK
@@ -129,7 +129,7 @@ def _fees(c: Any, row: Any) -> Any:
     return PRIORITY if c.priority[row] > c.max_fee[row] else OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _payload(c: Any, row: Any) -> Any:
     size = c.data_offsets[row + 1] - c.data_offsets[row]
     if size > DATA_MAX_BYTES:
@@ -141,7 +141,7 @@ def _payload(c: Any, row: Any) -> Any:
     return INIT if size > INIT_CODE_MAX_BYTES else OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _intrinsic_gas(c: Any, row: Any) -> Any:
     """The larger of the intrinsic gas and the calldata floor of EIP-7623."""
     start, end = c.data_offsets[row], c.data_offsets[row + 1]
@@ -158,7 +158,7 @@ def _intrinsic_gas(c: Any, row: Any) -> Any:
     return max(gas, floor)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _cost_overflows(value: Any, gas_limit: Any, fee: Any) -> Any:
     """Whether value + gas_limit · fee is 2^256 or more; 32-bit limbs, so that nothing overflows on the way."""
     for i in range(16):
