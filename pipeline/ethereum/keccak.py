@@ -135,6 +135,16 @@ def _absorb(messages: Any, start: Any, state: Any, lane: Any) -> None:
 
 
 @compiled
+def _squeeze(state: Any, lane: Any, hashes: Any, message: Any) -> None:
+    """Give out the hash, and leave the lane as for the start of a message."""
+    # Loops, not slices: numba compiles a slice assignment with all that could raise in it, which takes seconds.
+    for i in range(HASH_WORDS):
+        hashes[message, i] = state[i, lane]
+    for i in range(STATE_WORDS):
+        state[i, lane] = 0
+
+
+@compiled
 def hash_messages(messages: Any, starts: Any, lengths: Any, hashes: Any) -> None:
     """Hash messages[starts[m] : starts[m] + lengths[m]] into hashes[m], uint64 (count, HASH_WORDS).
 
@@ -153,7 +163,6 @@ def hash_messages(messages: Any, starts: Any, lengths: Any, hashes: Any) -> None
                 message[lane] = taken
                 place[lane] = starts[taken]
                 blocks[lane] = _pad(messages, starts[taken], lengths[taken])
-                state[:, lane] = 0
                 taken += 1
             if message[lane] >= 0:
                 _absorb(messages, place[lane], state, lane)
@@ -162,7 +171,7 @@ def hash_messages(messages: Any, starts: Any, lengths: Any, hashes: Any) -> None
             place[lane] += RATE_BYTES
             blocks[lane] -= 1
             if message[lane] >= 0 and blocks[lane] == 0:
-                hashes[message[lane]] = state[:HASH_WORDS, lane]
+                _squeeze(state, lane, hashes, message[lane])
                 message[lane] = -1
                 hashed += 1
 

@@ -182,7 +182,8 @@ def _sign_rows(  # noqa: PLR0913, PLR0917 - a compiled loop gets all it reads an
     for k in range(len(chosen)):
         copy_bytes(raw, offsets[k], work.text, work.starts[k], work.lengths[k])
         if work.failed[k]:
-            work.hashes[k] = 0
+            for i in range(HASH_WORDS):
+                work.hashes[k, i] = 0
     return raw
 
 
