@@ -14,7 +14,6 @@ from pipeline.ports import LedgerEntry
 from pipeline.settings import PostgresSettings
 from pipeline.stream import Stream
 
-REFUSED: Final = "OS001"
 RECORD: Final = "SELECT oncesign_ledger_record_v1(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
 ENTRY: Final = """
 SELECT source, shard, seq, digest, chain_id, sender, first_nonce, count, fence, worker FROM signing_ledger
@@ -32,11 +31,7 @@ class PostgresLedger:
         """See ports.Ledger. Durable on return: Postgres' synchronous_commit is on by default."""
         try:
             [[answer]] = await self._fetch(RECORD, _row(entry))
-        except psycopg.errors.IntegrityError as error:
-            raise LedgerRefused(str(entry.stream), entry.seq, _first_line(error)) from error
         except psycopg.Error as error:
-            if error.sqlstate != REFUSED:
-                raise
             raise LedgerRefused(str(entry.stream), entry.seq, _first_line(error)) from error
         return bool(answer == "written")
 
@@ -76,7 +71,7 @@ class PostgresLedger:
 
     async def _fetch(self, query: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
         async with self._turn, self._database.cursor() as cursor:
-            await cursor.execute(query, parameters)  # type: ignore[arg-type] # constants of this file
+            await cursor.execute(query, parameters)
             return await cursor.fetchall()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from importlib import resources
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 
@@ -51,14 +51,14 @@ def migrate(settings: PostgresSettings, *, dry_run: bool = False) -> list[str]:
                 for migration in missing:
                     _apply(connection, migration)
             return [migration.name for migration in missing]
-    except psycopg.OperationalError as error:
+    except psycopg.Error as error:
         raise unavailable(settings, error) from error
 
 
 def _missing(connection: psycopg.Connection[tuple[object, ...]]) -> list[Migration]:
     [[table]] = connection.execute("SELECT to_regclass('schema_migrations')").fetchall()
-    rows = connection.execute("SELECT name, checksum FROM schema_migrations").fetchall() if table else []
-    applied = dict(rows)
+    rows: list[Any] = connection.execute("SELECT name, checksum FROM schema_migrations").fetchall() if table else []
+    applied: dict[str, str] = dict(rows)
     for migration in migrations():
         if applied.get(migration.name, migration.checksum) != migration.checksum:
             raise RuntimeFault(
@@ -74,7 +74,7 @@ def _apply(connection: psycopg.Connection[tuple[object, ...]], migration: Migrat
             "CREATE TABLE IF NOT EXISTS schema_migrations"
             " (name text PRIMARY KEY, checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
         )
-        connection.execute(migration.sql)  # type: ignore[arg-type] # our own files, not a literal
+        connection.execute(migration.sql)
         connection.execute(
             "INSERT INTO schema_migrations (name, checksum) VALUES (%s, %s)", [migration.name, migration.checksum]
         )

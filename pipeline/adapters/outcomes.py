@@ -121,7 +121,7 @@ class PostgresOutcomes:
     async def _fetch(self, query: str, parameters: Any = None) -> list[Any]:
         try:
             connection = await self._connect()
-            cursor = await connection.execute(query, parameters)  # type: ignore[arg-type] # constants and our own files
+            cursor = await connection.execute(query, parameters)
             return await cursor.fetchall()
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             await self.close()

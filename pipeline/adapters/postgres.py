@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import psycopg
 from psycopg import conninfo
@@ -13,7 +14,31 @@ from psycopg import conninfo
 from pipeline.errors import DatabaseUnavailable, OncesignError, SecretFileError, SettingError
 from pipeline.settings import PostgresSettings
 
-KEEPALIVES: Final = {"keepalives_idle": "5", "keepalives_interval": "2", "keepalives_count": "3"}
+KEEPALIVES: Final = {
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "12000",
+}
+"""A server that vanished without a word is noticed within about 12 s, whether we wait for it or are sending."""
+
+REFUSED: Final = "OS001"
+"""The SQLSTATE with which our own functions refuse."""
+
+CLIENT_PREFIX: Final = re.compile(
+    r"^(IO: \[libpq\] Failed to connect: |connection failed: )?(connection to server at .+? failed: )?"
+    r"|^[A-Z_]+: (?=.*ERROR: )"
+)
+MIGRATE: Final = "Run: oncesign migrate"
+LOGIN: Final = "Check the user in ONCESIGN_POSTGRES__DSN and the password in ONCESIGN_POSTGRES__PASSWORD_FILE."
+HINTS: Final = {
+    "42P01": MIGRATE,
+    "42883": MIGRATE,
+    "53100": "Its disk is full: free room, and the pipeline goes on by itself.",
+    "42501": "Grant the user of ONCESIGN_POSTGRES__DSN what is missing.",
+    "25006": "It is a standby: name the primary in ONCESIGN_POSTGRES__DSN.",
+}
+"""What to do about an SQLSTATE."""
 
 
 def connection_string(settings: PostgresSettings) -> str:
@@ -46,7 +71,7 @@ def connection_string(settings: PostgresSettings) -> str:
 def uri(settings: PostgresSettings) -> str:
     """The same as a URI, for ADBC; never print it."""
     parts = conninfo.conninfo_to_dict(connection_string(settings))
-    return "postgresql:///?" + urlencode({name: str(value) for name, value in parts.items()})
+    return "postgresql:///?" + urlencode({name: str(value) for name, value in parts.items()}, quote_via=quote, safe="")
 
 
 def address(settings: PostgresSettings) -> str:
@@ -59,13 +84,14 @@ def address(settings: PostgresSettings) -> str:
 
 
 def unavailable(settings: PostgresSettings, error: Exception) -> OncesignError:
-    """The error of a query that could not be answered."""
-    reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-    hint = None
-    if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction):
-        hint = "Run: oncesign migrate"
-    if isinstance(error, psycopg.errors.DiskFull):
-        hint = "Its disk is full: free room, and the pipeline goes on by itself."
+    """The error of a query that could not be answered, from psycopg's or ADBC's."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = CLIENT_PREFIX.sub("", lines[0])
+    state = getattr(error, "sqlstate", None) or ""
+    if "password" in reason or "authentication" in reason:
+        hint: str | None = LOGIN  # a refused connection has no SQLSTATE in libpq
+    else:
+        hint = HINTS.get(state)
     return DatabaseUnavailable(reason, address=address(settings), hint=hint)
 
 
@@ -78,7 +104,7 @@ class Database:
 
     @asynccontextmanager
     async def cursor(self) -> AsyncIterator[psycopg.AsyncCursor[tuple[object, ...]]]:
-        """A cursor in autocommit. Raises DatabaseUnavailable; other psycopg errors pass through."""
+        """A cursor in autocommit. Raises DatabaseUnavailable; what Postgres refuses for its content passes through."""
         try:
             if self._connection is None or self._connection.closed:
                 self._connection = await psycopg.AsyncConnection.connect(
@@ -86,10 +112,10 @@ class Database:
                 )
             async with self._connection.cursor() as cursor:
                 yield cursor
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        except psycopg.Error as error:
+            if isinstance(error, psycopg.IntegrityError | psycopg.DataError) or error.sqlstate == REFUSED:
+                raise
             await self.close()
-            raise unavailable(self._settings, error) from error
-        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedFunction) as error:
             raise unavailable(self._settings, error) from error
 
     async def close(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -18,8 +18,9 @@ from adbc_driver_postgresql import dbapi
 from psycopg import sql
 
 from pipeline.adapters.postgres import Database, unavailable, uri
-from pipeline.errors import OncesignError, SettingError
-from pipeline.ethereum.rows import RAW, batch_columns
+from pipeline.adapters.source_shape import check_shape
+from pipeline.errors import OncesignError
+from pipeline.ethereum.rows import batch_columns
 from pipeline.settings import PostgresSettings, SourceSettings
 from pipeline.stream import Cursor
 
@@ -27,18 +28,24 @@ READERS_MAX: Final = 4
 """Connections that one reader actor opens; more streams than that take turns."""
 
 COLUMNS_OF: Final = """
-SELECT created_xid::text::bigint AS created_xid, id, type::bigint AS type, chain_id, "to", value::text AS value,
-       gas_limit::bigint AS gas_limit, max_fee_per_gas::text AS max_fee_per_gas,
-       max_priority_fee_per_gas::text AS max_priority_fee_per_gas, data, access_list::text AS access_list
-FROM {table}
+SELECT row.created_xid::text::bigint AS created_xid, row.id, row.type::bigint AS type, row.chain_id, row."to",
+       row.value::text AS value, row.gas_limit::bigint AS gas_limit, row.max_fee_per_gas::text AS max_fee_per_gas,
+       row.max_priority_fee_per_gas::text AS max_priority_fee_per_gas, row.data, row.access_list::text AS access_list
+FROM {table} AS row
 """
+"""Columns are qualified: a bare `ORDER BY created_xid` would mean the bigint above, which no index has."""
 
-SELECT: Final = COLUMNS_OF + "WHERE shard = {shard} AND (created_xid, id) > ('{xid}'::xid8, {id}) "
+FROM: Final = "WHERE row.shard = {shard} AND (row.created_xid, row.id) > ('{xid}'::xid8, '{id}'::bigint) "
 
-AFTER: Final = "AND created_xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY created_xid, id LIMIT {limit}"
+ORDER: Final = "ORDER BY row.created_xid, row.id"
+
+AFTER: Final = "AND row.created_xid < pg_snapshot_xmin(pg_current_snapshot()) " + ORDER + " LIMIT {limit}"
 """Only rows of transactions older than every running one: nothing can still commit behind them."""
 
-BETWEEN: Final = "AND (created_xid, id) <= ('{to_xid}'::xid8, {to_id}) ORDER BY created_xid, id"
+IN_INDEX_ORDER: Final = "SELECT set_config('enable_sort', 'off', false), set_config('enable_bitmapscan', 'off', false)"
+"""Without statistics Postgres takes a shard for few rows, and would fetch and sort all that is left of it each time."""
+
+BETWEEN: Final = "AND (row.created_xid, row.id) <= ('{to_xid}'::xid8, '{to_id}'::bigint) " + ORDER
 
 
 class PostgresSource:
@@ -59,34 +66,23 @@ class PostgresSource:
         return str(await self._value("SELECT system_identifier FROM pg_control_system()"))
 
     async def check(self) -> None:
-        """Raises SettingError when the table lacks a column, DatabaseUnavailable."""
-        present = await self._value(
-            "SELECT coalesce(array_agg(attname::text), '{}') FROM pg_attribute"
-            " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
-            self._table,
-        )
-        missing = sorted({*RAW, "shard"} - set(present))
-        if missing:
-            raise SettingError(
-                "ONCESIGN_SOURCES",
-                f"table {self._source.table} of source {self._source.name} lacks {', '.join(missing)}",
-                hint="Run `oncesign migrate`, or give the view these columns (docs/formats.md).",
-            )
+        """Raises SettingError when the table cannot be a source (see source_shape), DatabaseUnavailable."""
+        async with self._turn, self._database.cursor() as cursor:
+            await check_shape(cursor, self._table, self._source)
 
     async def rows_after(self, shard: int, after: Cursor, limit: int) -> pa.Table:
         """See ports.Source."""
-        where = SELECT.format(table=self._table, shard=shard, xid=after.xid, id=after.id)
-        return await self._arrow(where + AFTER.format(limit=limit))
+        return await self._arrow((FROM + AFTER).format(shard=shard, xid=after.xid, id=after.id, limit=limit))
 
     async def rows_between(self, shard: int, prev: Cursor, cursor: Cursor) -> pa.Table:
         """See ports.Source."""
-        where = SELECT.format(table=self._table, shard=shard, xid=prev.xid, id=prev.id)
-        return await self._arrow(where + BETWEEN.format(to_xid=cursor.xid, to_id=cursor.id))
+        bounds = {"xid": prev.xid, "id": prev.id, "to_xid": cursor.xid, "to_id": cursor.id}
+        return await self._arrow((FROM + BETWEEN).format(shard=shard, **bounds))
 
     async def rows_of(self, ids: Sequence[int]) -> pa.Table:
         """See ports.Source."""
         listed = ",".join(str(int(tx_id)) for tx_id in ids)
-        return await self._arrow(COLUMNS_OF.format(table=self._table) + f"WHERE id = ANY('{{{listed}}}'::bigint[])")
+        return await self._arrow(f"WHERE row.id = ANY('{{{listed}}}'::bigint[])")
 
     async def count(self) -> int:
         """See ports.Source."""
@@ -94,29 +90,30 @@ class PostgresSource:
 
     async def remaining(self, shard: int, after: Cursor) -> int:
         """See ports.Source."""
-        query = f"SELECT count(*) FROM {self._table} WHERE shard = %s AND (created_xid, id) > (%s::text::xid8, %s)"  # noqa: S608 - as above
-        return int(await self._value(query, shard, str(after.xid), after.id))
+        where = FROM.format(shard=shard, xid=after.xid, id=after.id)
+        return int(await self._value(f"SELECT count(*) FROM {self._table} AS row {where}"))  # noqa: S608 - as above
 
     async def close(self) -> None:
         """Drop the connections."""
         await self._database.close()
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._close_all)
-        self._threads.shutdown(wait=False)
+        # A query whose task was cancelled still runs in its thread; its connection must outlive it.
+        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._close_all)
 
-    async def _value(self, query: str, *parameters: Any) -> Any:
+    async def _value(self, query: str) -> Any:
         async with self._turn, self._database.cursor() as cursor:
-            await cursor.execute(query, parameters)  # type: ignore[arg-type] # built from constants and a quoted name
+            await cursor.execute(query)
             row = await cursor.fetchone()
             return row[0] if row else None
 
-    async def _arrow(self, query: str) -> pa.Table:
-        raw = await self._in_thread(lambda: self._fetch(query))
-        return batch_columns(raw)
+    async def _arrow(self, where: str) -> pa.Table:
+        query = COLUMNS_OF.format(table=self._table) + where
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: batch_columns(self._fetch(query))
+        )
 
-    async def _in_thread(self, function: Callable[[], pa.Table]) -> pa.Table:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
-
-    def _fetch(self, query: str) -> pa.Table:
+    def _fetch(self, query: str) -> Any:
+        """A pyarrow table of the columns COLUMNS_OF."""
         try:
             connection = self._connection()
             with connection.cursor() as cursor:
@@ -129,8 +126,11 @@ class PostgresSource:
     def _connection(self) -> Any:
         """One connection per thread, made again after an error."""
         if getattr(self._local, "connection", None) is None:
-            self._local.connection = dbapi.connect(uri(self._settings), autocommit=True)
-            self._open.append(self._local.connection)
+            connection = dbapi.connect(uri(self._settings), autocommit=True)
+            self._open.append(connection)
+            self._local.connection = connection
+            with connection.cursor() as cursor:
+                cursor.execute(IN_INDEX_ORDER)
         return self._local.connection
 
     def _drop(self) -> None:
