@@ -212,4 +212,7 @@ def _entry(entry: dict[str, Any]) -> dict[str, Any]:
 def _hex(text: str, width: int) -> bytes:
     if not text.startswith("0x") or len(text) != 2 + 2 * width:
         raise ValueError("not hex of the right width")
-    return bytes.fromhex(text[2:])
+    value = bytes.fromhex(text[2:])
+    if len(value) != width:  # fromhex skips blanks
+        raise ValueError("not hex of the right width")
+    return value
