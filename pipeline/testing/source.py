@@ -1,0 +1,158 @@
+"""A source table in memory, with transactions that commit in any order, by the rules of adapters.postgres_source."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pyarrow as pa
+
+from pipeline.errors import DatabaseUnavailable
+from pipeline.ethereum.rows import RAW, batch_columns
+from pipeline.stock.row import Row
+from pipeline.stream import Cursor
+
+FIRST_XID: Final = 3  # Postgres keeps 0 to 2 for itself
+BINARY: Final = frozenset({"to", "data"})
+WIDE: Final = frozenset({"value", "max_fee_per_gas", "max_priority_fee_per_gas"})
+SCHEMA: Final = pa.schema(
+    [
+        pa.field(name, pa.binary() if name in BINARY else pa.string() if name in {*WIDE, "access_list"} else pa.int64())
+        for name in RAW
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """A committed row."""
+
+    cursor: Cursor
+    row: Row
+
+
+class TwinTransaction:
+    """A transaction of a client that inserts. It has a number from its first row on, as in Postgres."""
+
+    def __init__(self, source: TwinSource) -> None:
+        self._source = source
+        self._xid = 0
+        self._rows: list[StoredRow] = []
+
+    def insert(self, row: Row) -> int:
+        """The new row's id."""
+        if not self._xid:
+            self._xid = self._source.begun()
+        cursor = Cursor(self._xid, self._source.next_id())
+        self._rows.append(StoredRow(cursor, row))
+        return cursor.id
+
+    def commit(self) -> None:
+        """All of its rows are there."""
+        self._source.ended(self._xid, self._rows)
+
+    def rollback(self) -> None:
+        """None of its rows ever was; their ids stay used."""
+        self._source.ended(self._xid, [])
+
+
+@dataclass(slots=True)
+class TwinSource:
+    """Fulfils ports.Source."""
+
+    shards: int = 8
+    system: str = "7000000000000000001"
+    down: bool = False
+    rows: dict[int, StoredRow] = field(default_factory=dict)
+    running: set[int] = field(default_factory=set)
+    xid: int = FIRST_XID
+    used_ids: int = 0
+
+    # ── as a client that inserts sees it ─────────────────────────────────────────────────────────────────────────────
+
+    def begin(self) -> TwinTransaction:
+        """A transaction; several may run at once."""
+        return TwinTransaction(self)
+
+    def insert(self, *rows: Row) -> list[int]:
+        """Rows in a transaction of their own."""
+        transaction = self.begin()
+        ids = [transaction.insert(row) for row in rows]
+        transaction.commit()
+        return ids
+
+    def begun(self) -> int:
+        """A transaction's number."""
+        self.xid += 1
+        self.running.add(self.xid - 1)
+        return self.xid - 1
+
+    def next_id(self) -> int:
+        """From the table's sequence, which no rollback sets back."""
+        self.used_ids += 1
+        return self.used_ids
+
+    def ended(self, xid: int, rows: Sequence[StoredRow]) -> None:
+        """A transaction is over; `rows` are what it committed."""
+        self.running.discard(xid)
+        self.rows.update({stored.cursor.id: stored for stored in rows})
+
+    # ── as a reader sees it ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def system_id(self) -> str:
+        """See ports.Source."""
+        await self._connect()
+        return self.system
+
+    async def rows_after(self, shard: int, after: Cursor, limit: int) -> pa.Table:
+        """See ports.Source."""
+        await self._connect()
+        horizon = min(self.running, default=self.xid)
+        found = self._found(lambda cursor: cursor.id % self.shards == shard and cursor > after and cursor.xid < horizon)
+        return _table(found[:limit])
+
+    async def rows_between(self, shard: int, prev: Cursor, cursor: Cursor) -> pa.Table:
+        """See ports.Source."""
+        await self._connect()
+        return _table(self._found(lambda at: at.id % self.shards == shard and prev < at <= cursor))
+
+    async def rows_of(self, ids: Sequence[int]) -> pa.Table:
+        """See ports.Source."""
+        await self._connect()
+        wanted = set(ids)
+        return _table(self._found(lambda cursor: cursor.id in wanted))
+
+    async def count(self) -> int:
+        """See ports.Source."""
+        await self._connect()
+        return len(self.rows)
+
+    async def remaining(self, shard: int, after: Cursor) -> int:
+        """See ports.Source."""
+        await self._connect()
+        return len(self._found(lambda cursor: cursor.id % self.shards == shard and cursor > after))
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
+    def _found(self, wanted: Callable[[Cursor], bool]) -> list[StoredRow]:
+        found = [stored for stored in self.rows.values() if wanted(stored.cursor)]
+        return sorted(found, key=lambda stored: stored.cursor)
+
+    async def _connect(self) -> None:
+        await asyncio.sleep(0)
+        if self.down:
+            raise DatabaseUnavailable("connection refused")
+
+
+def _table(found: Sequence[StoredRow]) -> pa.Table:
+    return batch_columns(pa.Table.from_pylist([_raw(stored) for stored in found], schema=SCHEMA))
+
+
+def _raw(stored: StoredRow) -> dict[str, Any]:
+    fields: dict[str, Any] = stored.row._asdict()
+    for name in WIDE:
+        fields[name] = None if fields[name] is None else str(fields[name])
+    return fields | {"created_xid": stored.cursor.xid, "id": stored.cursor.id}
