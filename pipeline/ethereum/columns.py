@@ -45,32 +45,32 @@ class Columns(NamedTuple):
     @classmethod
     def of(cls, rows: pa.RecordBatch) -> Columns:
         """The columns of a record batch of ethereum.batch.COLUMNS."""
-        to, to_valid = _fixed(rows.column("to"), 20)
-        value, _ = _fixed(rows.column("value"), 32)
-        priority, priority_valid = _numbers(rows.column("max_priority_fee_per_gas"), np.uint64)
+        to, to_valid = _nullable(_fixed(rows.column("to"), 20), rows.column("to"))
+        tips = rows.column("max_priority_fee_per_gas")
+        priority, priority_valid = _nullable(_numbers(tips, np.uint64), tips)
         data_offsets, data = _binary(rows.column("data"))
         lists = rows.column("access_list")
         list_offsets, entries = _list(lists)
         key_offsets, keys = _list(entries.field("storage_keys"))
         return cls(
-            tx_id=_numbers(rows.column("tx_id"), np.int64)[0],
-            type=_numbers(rows.column("type"), np.uint8)[0],
-            chain_id=_numbers(rows.column("chain_id"), np.uint64)[0],
+            tx_id=_numbers(rows.column("tx_id"), np.int64),
+            type=_numbers(rows.column("type"), np.uint8),
+            chain_id=_numbers(rows.column("chain_id"), np.uint64),
             to=to,
             to_valid=to_valid,
-            value=value,
-            gas_limit=_numbers(rows.column("gas_limit"), np.uint64)[0],
-            max_fee=_numbers(rows.column("max_fee_per_gas"), np.uint64)[0],
+            value=_fixed(rows.column("value"), 32),
+            gas_limit=_numbers(rows.column("gas_limit"), np.uint64),
+            max_fee=_numbers(rows.column("max_fee_per_gas"), np.uint64),
             priority=priority,
             priority_valid=priority_valid,
             data_offsets=data_offsets,
             data=data,
             list_valid=_valid(lists),
             list_offsets=list_offsets,
-            addresses=_fixed(entries.field("address"), 20)[0],
+            addresses=_fixed(entries.field("address"), 20),
             key_offsets=key_offsets,
-            storage_keys=_fixed(keys, 32)[0],
-            defect=_numbers(rows.column("defect"), np.uint8)[0],
+            storage_keys=_fixed(keys, 32),
+            defect=_numbers(rows.column("defect"), np.uint8),
         )
 
 
@@ -95,20 +95,22 @@ def _raw(buffer: Any, dtype: Any, start: int, count: int) -> NDArray[Any]:
     return values
 
 
-def _numbers(array: Array, dtype: Any) -> tuple[NDArray[Any], U8]:
-    values = _raw(array.buffers()[1], dtype, array.offset, len(array))
+def _numbers(array: Array, dtype: Any) -> NDArray[Any]:
+    return _frozen(_raw(array.buffers()[1], dtype, array.offset, len(array)))
+
+
+def _fixed(array: Array, width: int) -> U8:
+    raw = _raw(array.buffers()[1], np.uint8, array.offset * width, len(array) * width)
+    return _frozen(raw.reshape(len(array), width))
+
+
+def _nullable(values: NDArray[Any], array: Array) -> tuple[NDArray[Any], U8]:
+    """The values with zeros under nulls, and which are valid."""
     valid = _valid(array)
     if array.null_count:
-        values = np.where(valid == 1, values, np.zeros(1, dtype))
+        values = values.copy()
+        values[valid == 0] = 0
     return _frozen(values), valid
-
-
-def _fixed(array: Array, width: int) -> tuple[U8, U8]:
-    raw = _raw(array.buffers()[1], np.uint8, array.offset * width, len(array) * width).reshape(len(array), width)
-    valid = _valid(array)
-    if array.null_count:
-        raw = raw * valid[:, None]
-    return _frozen(raw), valid
 
 
 def _binary(array: Array) -> tuple[NDArray[np.int32], U8]:

@@ -167,76 +167,92 @@ def _sign_rows(  # noqa: PLR0913, PLR0917 - a compiled loop gets all it reads an
     library: Any, key: Any, rows: Any, chosen: Any, first_nonce: Any, chain_id: Any, work: Any, offsets: Any
 ) -> Any:
     """Fill `work` and `offsets`; the signed bytes. Stage by stage, because each stage stays in cache by itself."""
-    for k in range(len(chosen)):
-        _put_unsigned(rows, chosen[k], first_nonce + np.uint64(k), chain_id, work, k)
+    _put_unsigned(rows, chosen, first_nonce, chain_id, work)
     hash_messages(work.text, work.starts, work.lengths, work.hashes)
-    struct = np.zeros(SIGNATURE_STRUCT_BYTES, np.uint8)
-    for k in range(len(chosen)):
-        signed = sign_hash(library, struct, work.hashes[k], key, work.compact[k], work.recovery_ids[k : k + 1])
-        work.failed[k] = signed != 1
-    for k in range(len(chosen)):
-        _put_signed(rows.type[chosen[k]], chain_id, work, k)
-        offsets[k + 1] = offsets[k] + work.lengths[k]
+    _sign_hashes(library, key, work.hashes, work.compact, work.recovery_ids, work.failed)
+    _put_signed(rows, chosen, chain_id, work, offsets)
     hash_messages(work.text, work.starts, work.lengths, work.hashes)
-    raw = np.empty(offsets[-1], np.uint8)
+    return _gathered(work, offsets)
+
+
+@compiled
+def _put_unsigned(rows: Any, chosen: Any, first_nonce: Any, chain_id: Any, work: Any) -> None:
+    """The messages that are signed."""
+    # Columns by name, once: a compiled loop that looks into the tuple pays for all of it in each row.
+    kinds, to, to_valid, value, gas_limit = rows.type, rows.to, rows.to_valid, rows.value, rows.gas_limit
+    max_fee, priority, data_offsets, data = rows.max_fee, rows.priority, rows.data_offsets, rows.data
+    list_offsets, addresses, key_offsets, keys = rows.list_offsets, rows.addresses, rows.key_offsets, rows.storage_keys
+    out, fields, ends, starts, lengths = work.text, work.fields, work.ends, work.starts, work.lengths
     for k in range(len(chosen)):
-        copy_bytes(raw, offsets[k], work.text, work.starts[k], work.lengths[k])
-        if work.failed[k]:
-            for i in range(HASH_WORDS):
-                work.hashes[k, i] = 0
-    return raw
+        row = chosen[k]
+        kind = kinds[row]
+        pos = fields[k]
+        if kind != 0:
+            pos = put_uint(out, pos, chain_id)
+        pos = put_uint(out, pos, first_nonce + np.uint64(k))
+        if kind == 2:
+            pos = put_uint(out, pos, priority[row])
+        pos = put_uint(out, pos, max_fee[row])
+        pos = put_uint(out, pos, gas_limit[row])
+        pos = put_string(out, pos, to[row], 0, 20 if to_valid[row] else 0)
+        pos = put_scalar(out, pos, value[row])
+        pos = put_string(out, pos, data, data_offsets[row], data_offsets[row + 1])
+        if kind != 0:
+            pos = put_access_list(out, pos, addresses, key_offsets, keys, list_offsets[row], list_offsets[row + 1])
+        ends[k] = pos
+        if kind == 0:
+            pos = put_uint(out, pos, chain_id)
+            out[pos] = 0x80
+            out[pos + 1] = 0x80
+            pos += 2
+        starts[k] = _put_head(out, kind, fields[k], pos)
+        lengths[k] = pos - starts[k]
 
 
 @compiled
-def _put_unsigned(rows: Any, row: Any, nonce: Any, chain_id: Any, work: Any, k: Any) -> None:
-    """The message that is signed."""
-    kind = rows.type[row]
-    out = work.text
-    pos = work.fields[k]
-    if kind != 0:
-        pos = put_uint(out, pos, chain_id)
-    pos = put_uint(out, pos, nonce)
-    if kind == 2:
-        pos = put_uint(out, pos, rows.priority[row])
-    pos = put_uint(out, pos, rows.max_fee[row])
-    pos = put_uint(out, pos, rows.gas_limit[row])
-    pos = put_string(out, pos, rows.to[row], 0, 20 if rows.to_valid[row] else 0)
-    pos = put_scalar(out, pos, rows.value[row])
-    pos = put_string(out, pos, rows.data, rows.data_offsets[row], rows.data_offsets[row + 1])
-    if kind != 0:
-        first, last = rows.list_offsets[row], rows.list_offsets[row + 1]
-        pos = put_access_list(out, pos, rows.addresses, rows.key_offsets, rows.storage_keys, first, last)
-    work.ends[k] = pos
-    if kind == 0:
-        pos = put_uint(out, pos, chain_id)
-        out[pos] = 0x80
-        out[pos + 1] = 0x80
-        pos += 2
-    _put_head(kind, work, k, pos)
+def _put_signed(rows: Any, chosen: Any, chain_id: Any, work: Any, offsets: Any) -> None:
+    """The messages that go on the wire; of no bytes where there is no signature."""
+    kinds, out, fields, ends = rows.type, work.text, work.fields, work.ends
+    starts, lengths, failed = work.starts, work.lengths, work.failed
+    compact, recovery_ids = work.compact, work.recovery_ids
+    for k in range(len(chosen)):
+        kind = kinds[chosen[k]]
+        parity = np.uint64(recovery_ids[k])
+        v = parity if kind != 0 else np.uint64(35) + np.uint64(2) * chain_id + parity
+        pos = put_uint(out, ends[k], v)
+        pos = put_scalar(out, pos, compact[k, :32])
+        pos = put_scalar(out, pos, compact[k, 32:])
+        starts[k] = _put_head(out, kind, fields[k], pos)
+        lengths[k] = 0 if failed[k] else pos - starts[k]
+        offsets[k + 1] = offsets[k] + lengths[k]
 
 
 @compiled
-def _put_signed(kind: Any, chain_id: Any, work: Any, k: Any) -> None:
-    """The message that goes on the wire; of no bytes when there is no signature."""
-    if work.failed[k]:
-        work.lengths[k] = 0
-        return
-    parity = np.uint64(work.recovery_ids[k])
-    v = parity if kind != 0 else np.uint64(35) + np.uint64(2) * chain_id + parity
-    pos = put_uint(work.text, work.ends[k], v)
-    pos = put_scalar(work.text, pos, work.compact[k, :32])
-    pos = put_scalar(work.text, pos, work.compact[k, 32:])
-    _put_head(kind, work, k, pos)
-
-
-@compiled
-def _put_head(kind: Any, work: Any, k: Any, end: Any) -> None:
-    """`[type ‖] list header` before the fields, so that the message is all up to `end`."""
-    payload = end - work.fields[k]
-    start = work.fields[k] - length_size(payload)
-    put_length(work.text, start, payload, 0xC0)
+def _put_head(out: Any, kind: Any, first: Any, end: Any) -> Any:
+    """`[type ‖] list header` before the fields in first … end; where the message starts."""
+    start = first - length_size(end - first)
+    put_length(out, start, end - first, 0xC0)
     if kind != 0:
         start -= 1
-        work.text[start] = kind
-    work.starts[k] = start
-    work.lengths[k] = end - start
+        out[start] = kind
+    return start
+
+
+@compiled
+def _sign_hashes(library: Any, key: Any, hashes: Any, compact: Any, recovery_ids: Any, failed: Any) -> None:
+    struct = np.zeros(SIGNATURE_STRUCT_BYTES, np.uint8)
+    for k in range(len(hashes)):
+        failed[k] = sign_hash(library, struct, hashes[k], key, compact[k], recovery_ids[k : k + 1]) != 1
+
+
+@compiled
+def _gathered(work: Any, offsets: Any) -> Any:
+    """The messages without the room between them; a row that failed has neither bytes nor a hash."""
+    text, starts, lengths, hashes, failed = work.text, work.starts, work.lengths, work.hashes, work.failed
+    raw = np.empty(offsets[-1], np.uint8)
+    for k in range(len(starts)):
+        copy_bytes(raw, offsets[k], text, starts[k], lengths[k])
+        if failed[k]:
+            for i in range(HASH_WORDS):
+                hashes[k, i] = 0
+    return raw

@@ -58,7 +58,10 @@ def judge(batch: Batch) -> U8:
 def intrinsic_gas(batch: Batch, row: int) -> int:
     """The least gas limit with which a node takes the row."""
     c = batch.columns
-    return int(_intrinsic_gas(c, row))
+    first, last = int(c.list_offsets[row]), int(c.list_offsets[row + 1])
+    keys = int(c.key_offsets[last] - c.key_offsets[first])
+    payload = c.data[c.data_offsets[row] : c.data_offsets[row + 1]]
+    return int(_intrinsic_gas(payload, c.to_valid[row], last - first, keys))
 
 
 def explain(batch: Batch, row: int, reason: Reason) -> str:
@@ -92,70 +95,100 @@ def explain(batch: Batch, row: int, reason: Reason) -> str:
 
 @compiled
 def _judge(chain_id: Any, c: Any, reasons: Any) -> None:
+    """Rule by rule over all rows: a row that broke one is passed over by the next."""
     for row in range(len(reasons)):
-        reason = int(c.defect[row])
-        if reason == OK:
-            reason = _envelope(chain_id, c, row)
-        if reason == OK:
-            reason = _fees(c, row)
-        if reason == OK:
-            reason = _payload(c, row)
-        if reason == OK and np.uint64(_intrinsic_gas(c, row)) > c.gas_limit[row]:
-            reason = GAS
-        if reason == OK and _cost_overflows(c.value[row], c.gas_limit[row], c.max_fee[row]):
-            reason = COST
-        reasons[row] = reason
+        reasons[row] = c.defect[row]
+    _judge_envelope(chain_id, c, reasons)
+    _judge_fees(c, reasons)
+    _judge_payload(c, reasons)
+    _judge_gas(c, reasons)
+    _judge_cost(c, reasons)
 
 
 @compiled
-def _envelope(chain_id: Any, c: Any, row: Any) -> Any:
-    if c.chain_id[row] != chain_id:
-        return CHAIN
-    if c.type[row] > 2:
-        return TYPE
-    if c.gas_limit[row] >> np.uint64(GAS_LIMIT_BITS) != np.uint64(0):
-        return GAS_RANGE
-    if c.type[row] == 0 and c.list_offsets[row + 1] > c.list_offsets[row]:
-        return NO_LIST
-    return OK
+def _judge_envelope(chain_id: Any, c: Any, reasons: Any) -> None:
+    kinds, chain_ids, gas_limits, list_offsets = c.type, c.chain_id, c.gas_limit, c.list_offsets
+    for row in range(len(reasons)):
+        if reasons[row] != OK:
+            continue
+        if chain_ids[row] != chain_id:
+            reasons[row] = CHAIN
+        elif kinds[row] > 2:
+            reasons[row] = TYPE
+        elif gas_limits[row] >> np.uint64(GAS_LIMIT_BITS) != np.uint64(0):
+            reasons[row] = GAS_RANGE
+        elif kinds[row] == 0 and list_offsets[row + 1] > list_offsets[row]:
+            reasons[row] = NO_LIST
 
 
 @compiled
-def _fees(c: Any, row: Any) -> Any:
-    if c.type[row] != 2:
-        return NO_PRIORITY if c.priority_valid[row] else OK
-    if not c.priority_valid[row]:
-        return FEE
-    return PRIORITY if c.priority[row] > c.max_fee[row] else OK
+def _judge_fees(c: Any, reasons: Any) -> None:
+    kinds, priorities, priority_valid, max_fees = c.type, c.priority, c.priority_valid, c.max_fee
+    for row in range(len(reasons)):
+        if reasons[row] != OK:
+            continue
+        if kinds[row] != 2:
+            reasons[row] = NO_PRIORITY if priority_valid[row] else OK
+        elif not priority_valid[row]:
+            reasons[row] = FEE
+        elif priorities[row] > max_fees[row]:
+            reasons[row] = PRIORITY
 
 
 @compiled
-def _payload(c: Any, row: Any) -> Any:
-    size = c.data_offsets[row + 1] - c.data_offsets[row]
-    if size > DATA_MAX_BYTES:
-        return DATA
-    if c.to_valid[row]:
-        return OK
-    if size == 0:
-        return NO_INIT
-    return INIT if size > INIT_CODE_MAX_BYTES else OK
+def _judge_payload(c: Any, reasons: Any) -> None:
+    to_valid, offsets = c.to_valid, c.data_offsets
+    for row in range(len(reasons)):
+        if reasons[row] != OK:
+            continue
+        size = offsets[row + 1] - offsets[row]
+        if size > DATA_MAX_BYTES:
+            reasons[row] = DATA
+        elif not to_valid[row] and size == 0:
+            reasons[row] = NO_INIT
+        elif not to_valid[row] and size > INIT_CODE_MAX_BYTES:
+            reasons[row] = INIT
 
 
 @compiled
-def _intrinsic_gas(c: Any, row: Any) -> Any:
+def _judge_gas(c: Any, reasons: Any) -> None:
+    to_valid, gas_limits, offsets, data = c.to_valid, c.gas_limit, c.data_offsets, c.data
+    list_offsets, key_offsets = c.list_offsets, c.key_offsets
+    for row in range(len(reasons)):
+        if reasons[row] == OK:
+            first, last = list_offsets[row], list_offsets[row + 1]
+            keys = key_offsets[last] - key_offsets[first]
+            payload = data[offsets[row] : offsets[row + 1]]
+            if np.uint64(_intrinsic_gas(payload, to_valid[row], last - first, keys)) > gas_limits[row]:
+                reasons[row] = GAS
+
+
+@compiled
+def _intrinsic_gas(payload: Any, to_valid: Any, entries: Any, keys: Any) -> Any:
     """The larger of the intrinsic gas and the calldata floor of EIP-7623."""
-    start, end = c.data_offsets[row], c.data_offsets[row + 1]
+    size = len(payload)
     nonzero = 0
-    for i in range(start, end):
-        nonzero += c.data[i] != 0
-    size = end - start
+    for byte in payload:
+        nonzero += byte != 0
     gas = TX_GAS + ZERO_BYTE_GAS * (size - nonzero) + NONZERO_BYTE_GAS * nonzero
-    if c.to_valid[row] == 0:
+    if not to_valid:
         gas += CREATE_GAS + INIT_WORD_GAS * ((size + 31) // 32)
-    first, last = c.list_offsets[row], c.list_offsets[row + 1]
-    gas += ADDRESS_GAS * (last - first) + STORAGE_KEY_GAS * (c.key_offsets[last] - c.key_offsets[first])
+    gas += ADDRESS_GAS * entries + STORAGE_KEY_GAS * keys
     floor = TX_GAS + FLOOR_TOKEN_GAS * (size - nonzero + TOKENS_PER_NONZERO_BYTE * nonzero)
     return max(gas, floor)
+
+
+@compiled
+def _judge_cost(c: Any, reasons: Any) -> None:
+    values, gas_limits, max_fees = c.value, c.gas_limit, c.max_fee
+    for row in range(len(reasons)):
+        # Only a value whose upper half is full can overflow: the product is below 2^128.
+        if (
+            reasons[row] == OK
+            and values[row, 0] == 0xFF
+            and _cost_overflows(values[row], gas_limits[row], max_fees[row])
+        ):
+            reasons[row] = COST
 
 
 @compiled
@@ -163,7 +196,7 @@ def _cost_overflows(value: Any, gas_limit: Any, fee: Any) -> Any:
     """Whether value + gas_limit · fee is 2^256 or more; 32-bit limbs, so that nothing overflows on the way."""
     for i in range(16):
         if value[i] != 0xFF:
-            return False  # the product is below 2^128, so the upper half would have to be full
+            return False
     mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     g0, g1, f0, f1 = gas_limit & mask, gas_limit >> half, fee & mask, fee >> half
     low, mid1, mid2, high = g0 * f0, g0 * f1, g1 * f0, g1 * f1
