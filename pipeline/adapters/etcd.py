@@ -32,9 +32,22 @@ OPS_MAX: Final = 128
 
 GRPC_INVALID_ARGUMENT: Final = 3
 GRPC_NOT_FOUND: Final = 5
+GRPC_PERMISSION_DENIED: Final = 7
 GRPC_RESOURCE_EXHAUSTED: Final = 8
+GRPC_FAILED_PRECONDITION: Final = 9
 GRPC_UNAUTHENTICATED: Final = 16
-DEFINITE: Final = frozenset({GRPC_INVALID_ARGUMENT, GRPC_NOT_FOUND, GRPC_RESOURCE_EXHAUSTED, GRPC_UNAUTHENTICATED})
+DEFINITE: Final = frozenset(
+    {
+        GRPC_INVALID_ARGUMENT,
+        GRPC_NOT_FOUND,
+        GRPC_PERMISSION_DENIED,
+        GRPC_RESOURCE_EXHAUSTED,
+        GRPC_FAILED_PRECONDITION,
+        GRPC_UNAUTHENTICATED,
+    }
+)
+TOKEN_REFUSED: Final = ("user name is empty", "auth store is old")
+"""What etcd calls an invalid argument, and means: no token, or one from before the users were changed."""
 
 
 class _NotSentError(Exception):
@@ -51,6 +64,10 @@ class _RefusedError(Exception):
     def __init__(self, code: int, message: str) -> None:
         self.code = code
         super().__init__(message)
+
+    def wants_token(self) -> bool:
+        """Whether a new token may help."""
+        return self.code == GRPC_UNAUTHENTICATED or any(text in str(self) for text in TOKEN_REFUSED)
 
 
 class EtcdStore:
@@ -107,9 +124,9 @@ class EtcdStore:
         """A lease that is gone already counts as revoked. Raises StoreUnavailable."""
         try:
             await self._ask("lease/revoke", {"ID": lease}, repeatable=True)
-        except _RefusedError as error:
-            if error.code != GRPC_NOT_FOUND:
-                raise self._unavailable(error) from error
+        except StoreUnavailable as error:
+            if not isinstance(error.__cause__, _RefusedError) or error.__cause__.code != GRPC_NOT_FOUND:
+                raise
 
     async def close(self) -> None:
         """Drop the connections."""
@@ -138,12 +155,12 @@ class EtcdStore:
 
     async def _send_with_token(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Send, and once more with a new token when the old one is refused."""
+        if not self._token:
+            await self._authenticate()
         try:
             return await self._send(path, body)
         except _RefusedError as error:
-            if error.code == GRPC_NOT_FOUND:
-                raise
-            if error.code != GRPC_UNAUTHENTICATED or not await self._authenticate():
+            if not error.wants_token() or not await self._authenticate():
                 raise self._unavailable(error) from error
         try:
             return await self._send(path, body)
@@ -155,13 +172,17 @@ class EtcdStore:
         headers = {"Authorization": self._token} if self._token else {}
         try:
             async with self._client().post(url, json=body, headers=headers) as response:
-                answer: dict[str, Any] = await response.json(content_type=None)
+                answer = await response.json(content_type=None)
         except aiohttp.ClientConnectorError as error:
             raise _NotSentError(str(error)) from error
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise _NoAnswerError(f"{type(error).__name__} {error}".strip()) from error
-        if response.ok:
+        if not isinstance(answer, dict):
+            raise _NoAnswerError(f"HTTP {response.status} without an answer of etcd")
+        if response.ok and "error" not in answer:
             return answer
+        if isinstance(answer.get("error"), dict):  # of a stream
+            answer = answer["error"]
         code, message = int(answer.get("code", 0)), str(answer.get("message", answer.get("error", answer)))
         if code in DEFINITE:
             raise _RefusedError(code, message)
@@ -175,7 +196,7 @@ class EtcdStore:
         return self._session
 
     async def _authenticate(self) -> bool:
-        """A new token; False when no user is set or the one we have was just refused."""
+        """A new token; False when no user is set."""
         if not self._settings.username:
             return False
         self._token = ""
@@ -188,7 +209,7 @@ class EtcdStore:
 
     def _unavailable(self, error: Exception | None) -> StoreUnavailable:
         text = str(error)
-        hint = None
+        hint = "" if isinstance(error, _RefusedError) else None
         if "space exceeded" in text:
             hint = "Its quota is used up: compact, defragment, and disarm the NOSPACE alarm (etcd docs: maintenance)."
         return StoreUnavailable(text, address=",".join(self._endpoints), hint=hint)

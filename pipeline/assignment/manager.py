@@ -12,10 +12,12 @@ import os
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from pipeline.assignment import startup
+from pipeline.assignment.administration import disabled, enabled, plan_change, plan_halt, plan_import, plan_open
 from pipeline.assignment.leadership import Claim, Leadership
 from pipeline.assignment.paths import Paths
 from pipeline.assignment.plan import Plan
@@ -37,6 +39,7 @@ QUEUE_MAX: Final = 1024
 
 RESEND_DEADLINE_S: Final = 10.0
 RESEND_PAUSE_S: Final = 0.1
+REPLANS_MAX: Final = 5
 IDLE_S: Final = 0.25
 """How often the writer looks for requests whose deadline has passed."""
 
@@ -82,6 +85,7 @@ class KeyManager:
         self._guard: Guard | None = None
         self._claim: Claim | None = None
         self._stale = False
+        self._lost = False
         self._pending: deque[Pending] = deque()
         self._commands: deque[Command] = deque()
         self._wake = asyncio.Event()
@@ -102,14 +106,16 @@ class KeyManager:
             keeping.cancel()
             await self._leadership.resign(self._claim)
             raise
-        self._tasks = [keeping, asyncio.create_task(self._write(), name="writer")]
+        writer = asyncio.create_task(self._write(), name="writer")
+        writer.add_done_callback(self._writer_ended)
+        self._tasks = [keeping, writer]
 
     async def stop(self) -> None:
         """Finish nothing, lead no more. Waiting requests are told NotLeader."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        self._tasks, self._guard = [], None
         self._fail_all(NotLeader("the key manager has stopped."))
         if self._claim is not None:
             await self._leadership.resign(self._claim)
@@ -117,12 +123,19 @@ class KeyManager:
 
     async def _keep(self, claim: Claim) -> None:
         await self._leadership.keep(claim)
-        self._lose()
+        self._lose("the leader record is no longer ours")
 
-    def _lose(self) -> None:
-        log.error("key manager: denied: the leader record is no longer ours")
-        self._guard = None
-        self._fail_all(NotLeader("the key manager has lost the leader record."))
+    def _writer_ended(self, writer: asyncio.Task[None]) -> None:
+        if not writer.cancelled() and (error := writer.exception()) is not None:
+            log.error("key manager: failed: its writer ended", exc_info=error)
+            self._lose("its writer ended; a new process starts from what etcd holds")
+
+    def _lose(self, reason: str) -> None:
+        if self._lost:
+            return
+        log.error("key manager: denied: %s", reason)
+        self._lost, self._guard = True, None
+        self._fail_all(NotLeader(f"the key manager leads no more: {reason}."))
         self._fence_lost()
 
     async def _reload(self) -> None:
@@ -136,45 +149,47 @@ class KeyManager:
         """See ports.Assigner.
 
         Requests without a key wait in line, but not when others of the same call were served: what is assigned should
-        not wait for what is not. A caller that goes away may leave an assignment behind; whoever gets the batch next inherits it.
+        not wait for what is not. A caller that goes away, or is told to wait, may leave an assignment behind; whoever
+        asks for the batch next inherits it.
         """
         self._leading()
         now_s = self._clock.monotonic_s()
         loop = asyncio.get_running_loop()
         waiting = [Pending(request, loop.create_future(), now_s, now_s + deadline_s) for request in requests]
         room = QUEUE_MAX - len(self._pending)
-        for pending in waiting[room:]:
-            pending.reply.set_result(Waiting())
-        self._pending.extend(waiting[:room])
+        queued = waiting[:room]
+        self._pending.extend(queued)
         self._wake.set()
-        await asyncio.wait([pending.reply for pending in waiting], return_when=asyncio.FIRST_COMPLETED)
-        for pending in waiting:
-            if not pending.reply.done():
-                self._pending.remove(pending)
-                pending.reply.set_result(Waiting())
-        return [pending.reply.result() for pending in waiting]
+        try:
+            if queued:
+                await asyncio.wait([pending.reply for pending in queued], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pending in waiting:  # the writer drops what has a reply
+                if not pending.reply.done():
+                    pending.reply.set_result(Waiting())
+        return await asyncio.gather(*(pending.reply for pending in waiting))
 
     async def release(self, batches: Sequence[tuple[Stream, int]], worker: str) -> None:
         """See ports.Assigner."""
         log.debug("release by %s: %d batches", worker, len(batches))
         for start in range(0, len(batches), GROUP_MAX):
             part = batches[start : start + GROUP_MAX]
-            await self._do(lambda view, guard, part=part: plan_release(view, guard, part, self._clock.unix_ms()))
+            await self._do(partial(plan_release, batches=part, now_ms=self._clock.unix_ms()))
 
     async def halt(self, stream: Stream, reason: str) -> None:
         """See ports.Assigner."""
-        await self._do(lambda view, guard: self._plan_halt(view, guard, stream, reason))
+        await self._do(partial(plan_halt, stream=stream, reason=reason))
 
     async def unhalt(self, stream: Stream) -> None:
         """Let a halted stream go on; the operator's word that its cause is gone."""
-        await self._do(lambda view, guard: self._plan_halt(view, guard, stream, ""))
+        await self._do(partial(plan_halt, stream=stream, reason=""))
 
     async def open_stream(self, record: StreamRecord) -> StreamRecord:
         """The stream's record, made if there is none.
 
         Raises StreamHalted when it belongs to another chain or another Postgres.
         """
-        await self._do(lambda view, guard: self._plan_open(view, guard, record))
+        await self._do(partial(plan_open, record=record))
         found = self._view.streams[record.stream].record
         if found.chain_id != record.chain_id:
             raise StreamHalted(
@@ -188,20 +203,21 @@ class KeyManager:
 
     async def import_keys(self, keys: Sequence[tuple[int, str, bytes, int]]) -> None:
         """(chain id, address, sealed key, start nonce) each, in groups. Raises UsageError for a key that is there."""
+        self._leading()
         for chain_id, address, _sealed, _nonce in keys:
             if (chain_id, address) in self._view.keys:
                 raise UsageError(f"{address} is in the pool of chain {chain_id} already.", hint="Nothing was imported.")
         for start in range(0, len(keys), GROUP_MAX):
             part = keys[start : start + GROUP_MAX]
-            await self._do(lambda view, guard, part=part: self._plan_import(view, guard, part))
+            await self._do(partial(plan_import, keys=part, now_ms=self._clock.unix_ms()))
 
     async def disable(self, chain_id: int, address: str) -> None:
         """Lend this key no more; one that is locked now, after its release. Raises UsageError."""
-        await self._change_key(chain_id, address, _disabled)
+        await self._do(self._change(chain_id, address, disabled))
 
     async def enable(self, chain_id: int, address: str) -> None:
         """Lend this key again. Raises UsageError."""
-        await self._change_key(chain_id, address, _enabled)
+        await self._do(self._change(chain_id, address, enabled))
 
     async def list_keys(self) -> list[KeyRecord]:
         """In the order in which free ones are lent."""
@@ -238,12 +254,13 @@ class KeyManager:
 
     async def _write(self) -> None:
         while True:
+            self._wake.clear()  # before looking: what comes while we look must wake us
             try:
                 if self._stale:
                     await self._reload()
                 progressed = await self._run_command() or await self._run_group()
-            except NotLeader:
-                self._lose()
+            except NotLeader as error:
+                self._lose(error.message.rstrip("."))
                 return
             except OncesignError as error:
                 log.warning("key manager: failed: %s", error)
@@ -255,7 +272,6 @@ class KeyManager:
                 await self._sleep()
 
     async def _sleep(self) -> None:
-        self._wake.clear()
         waiter = asyncio.ensure_future(self._wake.wait())
         timer = asyncio.ensure_future(self._clock.sleep(IDLE_S))
         await asyncio.wait({waiter, timer}, return_when=asyncio.FIRST_COMPLETED)
@@ -277,8 +293,9 @@ class KeyManager:
 
     async def _run_group(self) -> bool:
         """Answer the requests at the head of the queue; True when any was answered."""
-        group = list(self._pending)
+        group = [pending for pending in self._pending if not pending.reply.done()]
         if not group:
+            self._pending.clear()
             return False
         requests = [pending.request for pending in group]
         ledger = await self._ledger_digests(requests)
@@ -293,12 +310,11 @@ class KeyManager:
         now_s = self._clock.monotonic_s()
         answered = 0
         for pending, reply in zip(group, replies, strict=False):
-            if isinstance(reply, Waiting) and now_s < pending.deadline_s and not pending.reply.done():
+            if pending.reply.done() or (isinstance(reply, Waiting) and now_s < pending.deadline_s):
                 continue
-            self._pending.remove(pending)
-            if not pending.reply.done():
-                pending.reply.set_result(reply)
+            pending.reply.set_result(reply)
             answered += 1
+        self._pending = deque(pending for pending in self._pending if not pending.reply.done())
         return bool(answered)
 
     async def _ledger_digests(self, requests: Sequence[AssignRequest]) -> dict[tuple[Stream, int], str | None]:
@@ -312,21 +328,25 @@ class KeyManager:
         return digests
 
     async def _carry_out(self, make: Callable[[], Plan]) -> None:
-        """Plan and write; plan anew after a reload when the view turns out to be out of date. Raises NotLeader."""
-        plan = make()
-        while plan:
+        """Plan and write; plan anew after a reload when the view turns out to be out of date.
+
+        Raises NotLeader, DeploymentHalted, DependencyDown.
+        """
+        for _ in range(REPLANS_MAX):
+            plan = make()
+            if not plan:
+                return
             result = await self._commit(plan)
             if result.succeeded:
                 plan.apply(result.revision)
                 return
-            if not plan.guard.holds(result.reads[self._paths.leader]):
-                raise NotLeader("another key manager leads now.")
+            plan.guard.check(result.reads)
             if plan.is_applied(result.reads):
                 plan.apply(result.revision, result.reads)
                 return
             log.warning("key manager: failed: its view of etcd was out of date; reading all of it again")
             await self._reload()
-            plan = make()
+        raise StoreUnavailable("its records keep changing under the key manager", hint="Who else writes to etcd?")
 
     async def _commit(self, plan: Plan) -> TxnResult:
         """Send, and send the identical transaction again while there is no answer. Raises StoreUnavailable."""
@@ -349,43 +369,15 @@ class KeyManager:
         self._wake.set()
         await command.done
 
+    def _change(
+        self, chain_id: int, address: str, change: Callable[[KeyRecord], KeyRecord]
+    ) -> Callable[[View, Guard], Plan]:
+        return partial(plan_change, chain_id=chain_id, address=address, change=change, now_ms=self._clock.unix_ms())
+
     def _leading(self) -> Guard:
-        if self._guard is None:
+        if self._guard is None or self._lost:
             raise NotLeader("this key manager does not lead.")
         return self._guard
-
-    def _plan_open(self, view: View, guard: Guard, record: StreamRecord) -> Plan:
-        plan = Plan(guard, view)
-        if plan.stream(record.stream) is None:
-            plan.put(record)
-        return plan
-
-    def _plan_halt(self, view: View, guard: Guard, stream: Stream, reason: str) -> Plan:
-        plan = Plan(guard, view)
-        record = plan.stream(stream)
-        if record is not None and record.halted != reason and not (record.halted and reason):
-            plan.put(replace(record, halted=reason))
-        return plan
-
-    def _plan_import(self, view: View, guard: Guard, keys: Sequence[tuple[int, str, bytes, int]]) -> Plan:
-        plan = Plan(guard, view)
-        for chain_id, address, sealed, nonce in keys:
-            plan.put(KeyRecord(chain_id, address, KeyState.FREE, nonce, self._clock.unix_ms(), 0))
-            if address not in view.sealed:
-                plan.raw_puts[guard.paths.sealed(address)] = sealed
-        return plan
-
-    async def _change_key(self, chain_id: int, address: str, change: Callable[[KeyRecord], KeyRecord]) -> None:
-        def plan(view: View, guard: Guard) -> Plan:
-            made = Plan(guard, view)
-            key = made.key(chain_id, address)
-            if key is None:
-                raise UsageError(f"{address} is not in the pool of chain {chain_id}.", hint="See: oncesign keys list")
-            if change(key) != key:
-                made.put(change(key))
-            return made
-
-        await self._do(plan)
 
     def _fail_all(self, error: OncesignError) -> None:
         pending, self._pending = self._pending, deque()
@@ -395,18 +387,6 @@ class KeyManager:
                 waiting.reply.set_exception(error)
         for command in commands:
             _settle(command.done, error)
-
-
-def _disabled(key: KeyRecord) -> KeyRecord:
-    if key.state is KeyState.LOCKED:
-        return replace(key, disable_on_release=True)
-    return replace(key, state=KeyState.DISABLED)
-
-
-def _enabled(key: KeyRecord) -> KeyRecord:
-    if key.state is KeyState.LOCKED:
-        return replace(key, disable_on_release=False)
-    return replace(key, state=KeyState.FREE)
 
 
 def _settle(done: asyncio.Future[None], error: OncesignError | None) -> None:

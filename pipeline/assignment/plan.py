@@ -71,7 +71,7 @@ class Plan:
             compares=(*self.guard.compares(), *compares),
             puts=tuple(self._values().items()),
             deletes=tuple(self.deletes),
-            gets=(self.guard.paths.leader, *touched),
+            gets=(self.guard.paths.leader, self.guard.paths.genesis, *touched),
         )
 
     def is_applied(self, reads: Mapping[str, KeyValue | None]) -> bool:

@@ -68,17 +68,23 @@ class Assigning:
         """The same batch once more: the same key and nonces, held by whoever has the batch now."""
         if existing.digest != request.digest:
             return self._halt(stream, f"batch {request.seq} came with another digest than the one assigned")
+        key = self.plan.key(existing.chain_id, existing.address) if existing.address else None
+        if existing.address and not is_locked_for(key, existing):
+            return self._halt(stream, f"batch {request.seq} has the key {existing.address}, which is not locked for it")
         assignment = replace(existing, worker=request.worker, node=request.node)
         if assignment != existing:
             self.plan.put(assignment)
-            key = self.plan.key(assignment.chain_id, assignment.address)
             if key is not None:
                 self.plan.put(replace(key, holder=self._holder(assignment)))
         return self._assigned(assignment)
 
     def _published(self, stream: StreamRecord, request: AssignRequest) -> AssignReply:
         """Its assignment is gone, so it was published; the ledger must know the same batch."""
-        digest = self._ledger.get((request.stream, request.seq))
+        batch = request.stream, request.seq
+        if batch not in self._ledger:  # the view was read again since the ledger was asked; it will be asked next time
+            self._held_back.add(request.stream)
+            return Waiting()
+        digest = self._ledger[batch]
         if digest == request.digest:
             return Published()
         found = "no row" if digest is None else "another digest"
@@ -161,6 +167,13 @@ def _mismatch(stream: StreamRecord, request: AssignRequest) -> str:
     return ""
 
 
+def is_locked_for(key: KeyRecord | None, assignment: Assignment) -> bool:
+    """Whether the key is locked for this very batch."""
+    if key is None or key.state is not KeyState.LOCKED or key.holder is None:
+        return False
+    return (key.holder.stream, key.holder.seq) == (assignment.stream, assignment.seq)
+
+
 def plan_release(view: View, guard: Guard, batches: Sequence[Batch], now_ms: int) -> Plan:
     """Free the keys of published batches and forget their assignments; what is gone already is left out."""
     plan = Plan(guard, view)
@@ -171,7 +184,7 @@ def plan_release(view: View, guard: Guard, batches: Sequence[Batch], now_ms: int
             continue
         plan.delete(assignment)
         key = plan.key(assignment.chain_id, assignment.address)
-        if key is not None:
+        if key is not None and is_locked_for(key, assignment):
             plan.put(_freed(key, now_ms))
     return plan
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pipeline.assignment.leadership import Claim
 from pipeline.assignment.paths import Paths
 from pipeline.assignment.records import Genesis, KeyState
+from pipeline.assignment.rules import is_locked_for
 from pipeline.assignment.view import Guard, View
 from pipeline.errors import AmbiguousTxn, DeploymentHalted
 from pipeline.ports import Clock, Compare, Ledger, Store, Txn
@@ -44,8 +45,8 @@ async def genesis_of(store: Store, ledger: Ledger, paths: Paths, claim: Claim, c
 async def load(store: Store, paths: Paths) -> View:
     """Everything, as etcd has it. Raises StoreUnavailable, MalformedBatch."""
     view = View()
-    for prefix in (paths.sealed_keys, paths.keys, paths.streams, paths.assignments):
-        view.load(paths, await store.list(prefix))
+    # In one list, at one revision: a late transaction of our own between two lists would look like a contradiction.
+    view.load(paths, await store.list(f"{paths.root}/"))
     return view
 
 
@@ -55,6 +56,7 @@ async def check(view: View, ledger: Ledger) -> None:
         *_behind_watermarks(view, await ledger.watermarks()),
         *_behind_heads(view, await ledger.heads()),
         *_locks_without_assignment(view),
+        *_assignments_without_lock(view),
     ]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -92,6 +94,20 @@ def _locks_without_assignment(view: View) -> list[str]:
         batch = (key.holder.stream, key.holder.seq) if key.holder else None
         if batch is None or batch not in view.assignments:
             problems.append(f"{key.address} is locked for {batch}, which has no assignment")
+    return problems
+
+
+def _assignments_without_lock(view: View) -> list[str]:
+    problems = []
+    for (stream, seq), assigned in view.assignments.items():
+        a = assigned.record
+        key, chain = view.keys.get((a.chain_id, a.address)), view.streams.get(stream)
+        if chain is None or chain.record.seq < seq:
+            problems.append(f"batch {seq} of {stream} is assigned, but its stream has not come to it")
+        if a.address and (key is None or not is_locked_for(key.record, a)):
+            problems.append(f"batch {seq} of {stream} has the key {a.address}, which is not locked for it")
+        elif key is not None and key.record.next_nonce != a.first_nonce + a.count:
+            problems.append(f"{a.address} is locked up to nonce {a.first_nonce + a.count - 1}, etcd would lend another")
     return problems
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from pipeline.assignment.paths import Paths
 from pipeline.assignment.records import Assignment, KeyRecord, KeyState, Record, StreamRecord
+from pipeline.errors import DeploymentHalted, NotLeader
 from pipeline.ports import Compare, KeyValue
 from pipeline.stream import Stream
 
@@ -39,9 +40,13 @@ class Guard:
             Compare(self.paths.genesis, value=self.genesis_value),
         )
 
-    def holds(self, leader: KeyValue | None) -> bool:
-        """Whether the leader record, as read, is still ours."""
-        return leader is not None and leader.create_revision == self.fence and leader.value == self.leader_value
+    def check(self, reads: Mapping[str, KeyValue | None]) -> None:
+        """Of a transaction that failed: raises NotLeader or DeploymentHalted when no other one can succeed either."""
+        leader, genesis = reads[self.paths.leader], reads[self.paths.genesis]
+        if leader is None or leader.create_revision != self.fence or leader.value != self.leader_value:
+            raise NotLeader("another key manager leads now.")
+        if genesis is None or genesis.value != self.genesis_value:
+            raise DeploymentHalted("etcd's genesis record is not the one that this key manager started with.")
 
 
 @dataclass(slots=True)

@@ -1,0 +1,71 @@
+"""What an operator, a reader or a signer may change beside assignments: keys, streams, halts. Pure, like the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from pipeline.assignment.plan import Plan
+from pipeline.assignment.records import KeyRecord, KeyState, StreamRecord
+from pipeline.assignment.view import Guard, View
+from pipeline.errors import UsageError
+from pipeline.stream import Stream
+
+
+def plan_open(view: View, guard: Guard, record: StreamRecord) -> Plan:
+    """Make a stream's record unless there is one."""
+    plan = Plan(guard, view)
+    if plan.stream(record.stream) is None:
+        plan.put(record)
+    return plan
+
+
+def plan_halt(view: View, guard: Guard, stream: Stream, reason: str) -> Plan:
+    """Halt a stream, the first reason stays; or let it go on, with no reason."""
+    plan = Plan(guard, view)
+    record = plan.stream(stream)
+    if record is not None and record.halted != reason and not (record.halted and reason):
+        plan.put(replace(record, halted=reason))
+    return plan
+
+
+def plan_import(view: View, guard: Guard, keys: Sequence[tuple[int, str, bytes, int]], now_ms: int) -> Plan:
+    """(chain id, address, sealed key, start nonce) each. Raises UsageError for a key that is there."""
+    plan = Plan(guard, view)
+    for chain_id, address, sealed, nonce in keys:
+        if plan.key(chain_id, address) is not None:  # imported since, or named twice: its nonces must not go back
+            raise UsageError(f"{address} is in the pool of chain {chain_id} already.")
+        plan.put(KeyRecord(chain_id, address, KeyState.FREE, nonce, max(now_ms, view.latest_ms), 0))
+        if address not in view.sealed:
+            plan.raw_puts[guard.paths.sealed(address)] = sealed
+    return plan
+
+
+def plan_change(
+    view: View, guard: Guard, chain_id: int, address: str, change: Callable[[KeyRecord], KeyRecord], now_ms: int
+) -> Plan:
+    """`disabled` or `enabled` for one key. Raises UsageError for a key that is not there."""
+    plan = Plan(guard, view)
+    key = plan.key(chain_id, address)
+    if key is None:
+        raise UsageError(f"{address} is not in the pool of chain {chain_id}.", hint="See: oncesign keys list")
+    changed = change(key)
+    if changed.state is not key.state:
+        changed = replace(changed, since_unix_ms=max(now_ms, view.latest_ms))
+    if changed != key:
+        plan.put(changed)
+    return plan
+
+
+def disabled(key: KeyRecord) -> KeyRecord:
+    """Lent no more; a locked one, after its release."""
+    if key.state is KeyState.LOCKED:
+        return replace(key, disable_on_release=True)
+    return replace(key, state=KeyState.DISABLED)
+
+
+def enabled(key: KeyRecord) -> KeyRecord:
+    """Lent again."""
+    if key.state is KeyState.LOCKED:
+        return replace(key, disable_on_release=False)
+    return replace(key, state=KeyState.FREE)
