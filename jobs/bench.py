@@ -2,6 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Annotated
+
 import typer
 
+from jobs.loading import load_settings
+from jobs.output import Json, emit_fields
+from pipeline.local.resolve import resolve
+
 app = typer.Typer(no_args_is_help=True, help="Measure: the kernel, the pipeline, the latency.")
+
+
+@app.command()
+def kernel(
+    count: Annotated[int, typer.Option(min=100, help="Transactions in a round.")] = 1_000,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds; medians over them are printed.")] = 31,
+    json: Json = False,
+) -> None:
+    """Compare the signing kernel with bare libsecp256k1 calls and with eth-account, in interleaved rounds."""
+    from jobs.bench_kernel import bench  # noqa: PLC0415 - eth-account is only needed here
+
+    emit_fields(bench(count, rounds), as_json=json)
+
+
+@app.command()
+def pipeline(
+    count: Annotated[int, typer.Option(min=1, help="Rows to drain.")] = 200_000,
+    verify: Annotated[bool, typer.Option("--verify", help="Let the verifier follow.")] = False,
+    json: Json = False,
+) -> None:
+    """Insert rows, drain them, and say what each group of processes took for it."""
+    from jobs.bench_pipeline import bench  # noqa: PLC0415 - ray takes a second to import
+
+    settings = resolve(load_settings())
+    emit_fields(bench(settings, count, verify=verify), as_json=json)
+
+
+@app.command()
+def latency(
+    rate: Annotated[int, typer.Option(min=1, help="Rows committed per second.")] = 2_000,
+    seconds: Annotated[int, typer.Option(min=1, max=600, help="For how long.")] = 20,
+    json: Json = False,
+) -> None:
+    """Commit rows at a steady rate; from commit in Postgres to read-committed on tx.signed."""
+    from jobs.bench_latency import bench  # noqa: PLC0415 - as above
+
+    settings = resolve(load_settings())
+    emit_fields(asyncio.run(bench(settings, rate, seconds)), as_json=json)

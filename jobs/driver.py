@@ -20,6 +20,7 @@ import ray
 
 from actors import composition
 from actors.clients import ask
+from actors.host import StageState, StageStatus
 from actors.names import START_TIMEOUT_S, namespace
 from actors.supervisor import PipelineStatus, SupervisorActor
 from pipeline.adapters.ledger import PostgresLedger
@@ -42,6 +43,7 @@ class Wish:
 
     until_drained: bool
     verify: bool
+    expect: int = 0  #: rows that must have been signed or rejected before it counts as drained
 
 
 class Driver:
@@ -63,6 +65,7 @@ class Driver:
         self._counted_s = -COUNT_EVERY_S
         self._rejected = 0
         self._drained_ms = 0
+        self._last_unix_s = 0.0
 
     async def run(self) -> dict[str, Any]:
         """Until drained or stopped; the summary. Raises what ended the pipeline."""
@@ -128,7 +131,7 @@ class Driver:
 
     def _ended(self, status: PipelineStatus) -> bool:
         """Drained, and looked at by the verifier since."""
-        if not status.drained:
+        if not status.drained or self._signed - self._signed_before + self._rejected < self._wish.expect:
             self._drained_ms = 0
             return False
         self._drained_ms = self._drained_ms or time.time_ns() // 1_000_000
@@ -145,6 +148,7 @@ class Driver:
         if signed != self._signed:
             self._first_s = self._first_s or now_s
             self._last_s = now_s
+            self._last_unix_s = time.time()
         self._signed = signed
         self._rejected = max(self._rejected, _sum(status, "consumer", "rejected"))
         if now_s - self._counted_s >= COUNT_EVERY_S:
@@ -169,6 +173,7 @@ class Driver:
             "no_keys": manager.counts.get("no_keys", []) if manager else [],
             "halted": status.halted,
             "restarts": status.restarts,
+            "ready": bool(status.members) and all(_runs(member) for member in status.members.values()),
             "pids": {name: member.pid for name, member in status.members.items() if member is not None},
         }
 
@@ -182,6 +187,7 @@ class Driver:
             "seconds": round(seconds, 2),
             "tx_per_s": round((signed + self._rejected) / seconds) if seconds else 0,
             "start_up_seconds": round((self._ready_s or end_s) - self._started_s, 2),
+            "last_signed_s": self._last_unix_s,
             "drained": status.drained,
             "halted": status.halted,
         }
@@ -190,6 +196,10 @@ class Driver:
             summary["outcomes"] = dict(await outcomes.counts())
             await outcomes.close()
         return summary
+
+
+def _runs(member: StageStatus | None) -> bool:
+    return member is not None and member.state is StageState.RUNNING
 
 
 def _sum(status: PipelineStatus, prefix: str, count: str) -> int:

@@ -16,6 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m jobs.sign", description=__doc__)
     parser.add_argument("--until-drained", action="store_true", help="end when all that was committed is signed")
     parser.add_argument("--no-verify", action="store_true", help="do not follow and check what is signed")
+    parser.add_argument("--expect", type=int, default=0, help="rows without which it is not drained")
     arguments = parser.parse_args()
     try:
         settings = resolve(load_settings())
@@ -23,7 +24,8 @@ def main() -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.stdout.write(f'{{"exit_code": {error.exit_code}}}\n')
         sys.exit(error.exit_code)
-    sys.exit(run(settings, Wish(until_drained=arguments.until_drained, verify=not arguments.no_verify)))
+    wish = Wish(until_drained=arguments.until_drained, verify=not arguments.no_verify, expect=arguments.expect)
+    sys.exit(run(settings, wish))
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def demo(
     bring_up(settings)
     settings = resolve(settings)
     migrations.migrate(settings.postgres)
-    _ensure_keys(settings)
+    ensure_keys(settings)
     before = _outcome_counts(settings)
     stock_mocked(settings, settings.sources[0], count, int(time.time()), DEMO_INVALID_SHARE)
     started_s = time.monotonic()
@@ -139,7 +139,8 @@ def demo(
     _conclude(settings, before, summary, seconds)
 
 
-def _ensure_keys(settings: Settings) -> None:
+def ensure_keys(settings: Settings) -> None:
+    """Make DEMO_KEYS keys when the pool is empty."""
     from jobs.overview import overview  # noqa: PLC0415 - as above
 
     kek = open_kek(settings)
@@ -170,7 +171,8 @@ def _conclude(settings: Settings, before: dict[str, int], summary: dict[str, Any
     say(
         f"\n{signed:,} signed, {rejected:,} rejected, all of them verified; duplicates {duplicates}, lost {lost}."
         f"\nSigning took {summary['seconds']} s; with start-up and verification {seconds:.1f} s."
-        f"\n\nLook further:\n  {head.dashboard if head else ''}  the Ray dashboard; its token is in {settings.data_dir}/ray.token"
+        f"\n\nLook further:\n  {head.dashboard if head else ''}  the Ray dashboard; its token is in "
+        f"{settings.data_dir}/ray.token"
         f"\n  oncesign tx 42           the life of one row\n  oncesign keys list       who held which key"
         f"\n  oncesign status          what runs\n  oncesign down            stop all of it\n"
     )

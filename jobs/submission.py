@@ -62,9 +62,16 @@ def _json(line: str) -> dict[str, Any] | None:
 
 
 def sign(
-    settings: Settings, *, until_drained: bool, verify: bool, progress: Callable[[dict[str, Any]], None]
+    settings: Settings,
+    *,
+    until_drained: bool,
+    verify: bool,
+    progress: Callable[[dict[str, Any]], None],
+    expect: int = 0,
 ) -> dict[str, Any]:
     """Run the job to its end and return its summary; Ctrl-C drains it.
+
+    `expect` rows must have been signed or rejected before it counts as drained.
 
     A driver or a Ray head that was killed is started again, and the pipeline goes on where it was.
     Raises RuntimeFault when that happens too often.
@@ -74,7 +81,7 @@ def sign(
         head = cluster.start(settings.data_dir, signer_count(settings) + OTHER_ACTORS_CPUS)
         watch = Watch(progress)
         try:
-            _run(head, _entry_point(until_drained=until_drained, verify=verify), settings, watch)
+            _run(head, _entry_point(until_drained=until_drained, verify=verify, expect=expect), settings, watch)
         except (ConnectionError, RuntimeError) as error:
             sys.stderr.write(f"Ray does not answer ({str(error).splitlines()[0][:120]}); it is started again\n")
         if watch.summary:
@@ -87,8 +94,8 @@ def sign(
     )
 
 
-def _entry_point(*, until_drained: bool, verify: bool) -> str:
-    flags = " --until-drained" * until_drained + " --no-verify" * (not verify)
+def _entry_point(*, until_drained: bool, verify: bool, expect: int) -> str:
+    flags = " --until-drained" * until_drained + " --no-verify" * (not verify) + f" --expect={expect}" * bool(expect)
     return f"{sys.executable} -m jobs.sign{flags}"
 
 

@@ -28,6 +28,7 @@ class KafkaBatchSubscription:
         self._assigned: set[tuple[str, int]] = set()
         self._paused: frozenset[tuple[str, int]] = frozenset()
         self._halted: dict[tuple[str, int], str] = {}
+        self._closing = False
         self._consumer = Consumer(
             client_config(settings)
             | {
@@ -69,6 +70,7 @@ class KafkaBatchSubscription:
 
     async def close(self) -> None:
         """Leave the group."""
+        self._closing = True
         await self._thread.call(self._consumer.close)
         self._thread.end()
 
@@ -96,6 +98,10 @@ class KafkaBatchSubscription:
             raise unavailable(self._settings, error)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._closing:
+            # Given while we leave: asking for offsets now would only wait for an answer that cannot come.
+            consumer.incremental_assign(partitions)
+            return
         readable = []
         for tp in self._committed(consumer, partitions):
             if tp.offset < 0:

@@ -75,13 +75,21 @@ class GroupOffsets:
 
     def _committed(self, group: str, topic: str, partitions: int) -> Mapping[int, Committed]:
         wanted = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, p) for p in range(partitions)])
-        answer = self._result(
-            lambda: self._admin.list_consumer_group_offsets(
-                [wanted], require_stable=True, request_timeout=CALL_TIMEOUT_S
-            )[group]
-        )
-        found = answer.topic_partitions if answer is not None else []
-        return {tp.partition: Committed(tp.offset, tp.metadata or "") for tp in found if tp.offset >= 0}
+        deadline_s = time.monotonic() + CALL_TIMEOUT_S
+        while True:
+            answer = self._result(
+                lambda: self._admin.list_consumer_group_offsets(
+                    [wanted], require_stable=True, request_timeout=CALL_TIMEOUT_S
+                )[group]
+            )
+            found = answer.topic_partitions if answer is not None else []
+            # An offset that an open transaction is about to change is neither the old nor the new one: wait.
+            unclear = next((tp.error for tp in found if tp.error is not None), None)
+            if unclear is None:
+                return {tp.partition: Committed(tp.offset, tp.metadata or "") for tp in found if tp.offset >= 0}
+            if unclear.code() not in PASSING or time.monotonic() > deadline_s:
+                raise unavailable(self._settings, unclear)
+            time.sleep(ASK_AGAIN_S)
 
     def _commit(self, group: str, topic: str, offsets: Mapping[int, Committed]) -> None:
         wanted = ConsumerGroupTopicPartitions(

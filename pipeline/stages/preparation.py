@@ -57,7 +57,7 @@ async def prepare(
             record = StreamRecord(Stream(source.name, shard), source.chain_id, system_id)
             if (await streams.open_stream(record)).seq == 0:
                 fresh.append(shard)
-        begun = await topics.progress(deployment, source)
+        begun = await topics.progress(deployment, source) if fresh else {}
         missing = [shard for shard in fresh if shard not in begun]
         if missing:
             await topics.begin(deployment, source, missing)
