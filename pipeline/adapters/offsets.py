@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
@@ -107,10 +106,15 @@ class GroupOffsets:
 
     def _offsets(self, topic: str, spec: Any, level: IsolationLevel) -> tuple[int, ...]:
         count = self.partitions(topic)
-        wanted = {TopicPartition(topic, p): spec for p in range(count)}
-        futures = self._admin.list_offsets(wanted, isolation_level=level, request_timeout=CALL_TIMEOUT_S)
-        found = {tp.partition: self._result(partial(_same, future)).offset for tp, future in futures.items()}
-        return tuple(found[p] for p in range(count))
+        wanted = [TopicPartition(topic, p) for p in range(count)]
+
+        def ask() -> _Together:
+            asked = dict.fromkeys(wanted, spec)
+            return _Together(
+                self._admin.list_offsets(asked, isolation_level=level, request_timeout=CALL_TIMEOUT_S), wanted
+            )
+
+        return tuple(int(found.offset) for found in self._result(ask))
 
     def partitions(self, topic: str) -> int:
         """How many partitions a topic has. Raises BusUnavailable, also when there is no such topic."""
@@ -137,5 +141,12 @@ class GroupOffsets:
                 time.sleep(ASK_AGAIN_S)
 
 
-def _same(future: Any) -> Any:
-    return future
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """Several answers that are of use only together."""
+
+    futures: Mapping[TopicPartition, Any]
+    order: Sequence[TopicPartition]
+
+    def result(self, timeout_s: float) -> list[Any]:
+        return [self.futures[partition].result(timeout_s) for partition in self.order]
