@@ -164,9 +164,10 @@ class KeyManager:
             if queued:
                 await asyncio.wait([pending.reply for pending in queued], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for pending in waiting:  # the writer drops what has a reply
+            for pending in waiting:
                 if not pending.reply.done():
                     pending.reply.set_result(Waiting())
+            self._drop_answered()
         return await asyncio.gather(*(pending.reply for pending in waiting))
 
     async def release(self, batches: Sequence[tuple[Stream, int]], worker: str) -> None:
@@ -293,9 +294,8 @@ class KeyManager:
 
     async def _run_group(self) -> bool:
         """Answer the requests at the head of the queue; True when any was answered."""
-        group = [pending for pending in self._pending if not pending.reply.done()]
+        group = list(self._pending)
         if not group:
-            self._pending.clear()
             return False
         requests = [pending.request for pending in group]
         ledger = await self._ledger_digests(requests)
@@ -314,8 +314,11 @@ class KeyManager:
                 continue
             pending.reply.set_result(reply)
             answered += 1
-        self._pending = deque(pending for pending in self._pending if not pending.reply.done())
+        self._drop_answered()
         return bool(answered)
+
+    def _drop_answered(self) -> None:
+        self._pending = deque(pending for pending in self._pending if not pending.reply.done())
 
     async def _ledger_digests(self, requests: Sequence[AssignRequest]) -> dict[tuple[Stream, int], str | None]:
         digests: dict[tuple[Stream, int], str | None] = {}

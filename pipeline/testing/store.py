@@ -41,7 +41,7 @@ class _Lease:
 
 @dataclass(slots=True)
 class TwinEtcd:
-    """The server. `data` survives; a copy made by `backup` can be put back by `restore`."""
+    """The server. A copy made by `backup` can be put back by `restore`."""
 
     clock: Clock
     revision: int = 1
@@ -89,7 +89,14 @@ class TwinEtcd:
 
     def backup(self) -> TwinEtcd:
         """As it is now."""
-        return replace(self, stored=dict(self.stored), leases=dict(self.leases), late=deque())
+        leases = {lease: replace(held) for lease, held in self.leases.items()}
+        return replace(self, stored=dict(self.stored), leases=leases, late=deque())
+
+    def restore(self, backup: TwinEtcd) -> None:
+        """Go back to a backup: revisions too; leases start anew (etcd docs: disaster recovery)."""
+        self.revision, self.stored = backup.revision, dict(backup.stored)
+        now_s = self.clock.monotonic_s()
+        self.leases = {lease: replace(held, ends_s=now_s + held.ttl_s) for lease, held in backup.leases.items()}
 
     def _holds(self, compare: Compare) -> bool:
         kv = self.get(compare.key)
