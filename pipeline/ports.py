@@ -7,7 +7,7 @@ await. Every method raises only errors of `pipeline.errors`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -229,7 +229,11 @@ class BatchLog(Protocol):
         """Per partition how far the consumers have committed; partitions without an offset are absent."""
         ...
 
-    def scan(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Message]:
+    async def starts(self, topic: str) -> tuple[int, ...]:
+        """Per partition the offset of the oldest record that is kept. Raises BusUnavailable."""
+        ...
+
+    def scan(self, topic: str, partition: int, start: int, end: int) -> AsyncGenerator[Message, None]:
         """Committed records in [start, end). Ends when `end` is reached. Raises BusUnavailable, MalformedBatch."""
         ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -43,7 +43,7 @@ class KafkaBatchLog:
         found = await self._offsets.committed(consumer_group(self._deployment), topic, partitions)
         return {p: progress_of(at) for p, at in found.items()}
 
-    async def scan(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Message]:
+    async def scan(self, topic: str, partition: int, start: int, end: int) -> AsyncGenerator[Message, None]:
         """Committed records in [start, end). Raises BusUnavailable.
 
         Not for use by two tasks at once: one consumer serves the scans in turn.

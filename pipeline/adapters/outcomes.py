@@ -10,11 +10,14 @@ import psycopg
 from psycopg import sql
 
 from pipeline.adapters.postgres import connection_string, unavailable
-from pipeline.ports import Outcome
+from pipeline.ports import Outcome, Place
 from pipeline.settings import PostgresSettings, SourceSettings
 from pipeline.stages.inspection import Finding, Sighting
 from pipeline.stages.violation import Violation, ViolationKind
 from pipeline.stream import Stream
+
+DETAIL_MAX: Final = 500
+"""Characters of text from a record; an index entry has room for about 2,700 bytes."""
 
 TEMPORARY: Final = """
 CREATE TEMPORARY TABLE IF NOT EXISTS arriving (LIKE outcomes INCLUDING DEFAULTS) ON COMMIT DELETE ROWS
@@ -29,12 +32,16 @@ SELECT a.source, a.shard, a.seq, a.tx_id, a.sender, a.nonce, mine.tx_id IS NOT N
 FROM arriving a
 LEFT JOIN outcomes o ON (o.source, o.tx_id, o.topic, o.partition, o.kafka_offset)
                       = (a.source, a.tx_id, a.topic, a.partition, a.kafka_offset)
+                    AND o.nonce IS NOT DISTINCT FROM a.nonce
 LEFT JOIN outcomes mine ON (mine.source, mine.tx_id) = (a.source, a.tx_id)
 WHERE o.tx_id IS NULL
 """
 SIGHTING: Final = """
 INSERT INTO verified_batches (source, shard, seq, chain_id, sender, fillers, topic, partition, kafka_offset)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
+"""
+SIGHTED: Final = """
+SELECT topic, partition, kafka_offset FROM verified_batches WHERE (source, shard, seq) = (%s, %s, %s)
 """
 POSITION: Final = """
 INSERT INTO verifier_positions (topic, partition, next_offset) VALUES (%s, %s, %s)
@@ -85,8 +92,8 @@ class PostgresOutcomes:
             async with connection.transaction(), connection.cursor() as cursor:
                 found = await _settle(cursor, finding.outcomes)
                 found += [twice for seen in finding.sightings if (twice := await _sight(cursor, seen)) is not None]
-                for violation in [*finding.violations, *found]:
-                    await cursor.execute(VIOLATION, _violation_row(violation))
+                if violations := [*finding.violations, *found]:
+                    await cursor.executemany(VIOLATION, list(map(_violation_row, violations)))
                 await cursor.execute(POSITION, (topic, partition, next_offset))
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             await self.close()
@@ -154,6 +161,7 @@ def _conflict(row: Any) -> Violation:
 
 
 async def _sight(cursor: psycopg.AsyncCursor[Any], seen: Sighting) -> Violation | None:
+    """Remember where a batch was seen; a violation when that was elsewhere before."""
     header, place = seen.header, seen.place
     sender = bytes.fromhex(header.sender.removeprefix("0x")) or None
     stream = header.stream
@@ -166,7 +174,11 @@ async def _sight(cursor: psycopg.AsyncCursor[Any], seen: Sighting) -> Violation 
     )  # fmt: skip
     if cursor.rowcount == 1:
         return None
-    return Violation(ViolationKind.BATCH_TWICE, f"published again at {place}", stream, header.seq)
+    await cursor.execute(SIGHTED, (stream.source, stream.shard, header.seq))
+    [first] = [Place(*row) for row in await cursor.fetchall()]
+    if first == place:
+        return None  # another verifier, or this one before it was interrupted, has seen the same record
+    return Violation(ViolationKind.BATCH_TWICE, f"published at {first} and again at {place}", stream, header.seq)
 
 
 def _outcome_row(outcome: Outcome) -> tuple[Any, ...]:
@@ -176,12 +188,17 @@ def _outcome_row(outcome: Outcome) -> tuple[Any, ...]:
     sender = bytes.fromhex(outcome.sender.removeprefix("0x")) or None
     return (
         outcome.source, outcome.tx_id, outcome.status, outcome.chain_id, stream.shard, outcome.seq, sender,
-        outcome.nonce, outcome.tx_hash or None, outcome.reason, outcome.detail, place.topic, place.partition,
-        place.offset,
+        outcome.nonce, outcome.tx_hash or None, _text(outcome.reason), _text(outcome.detail),
+        place.topic, place.partition, place.offset,
     )  # fmt: skip
 
 
 def _violation_row(violation: Violation) -> tuple[Any, ...]:
     stream = violation.stream
     source, shard = (stream.source, stream.shard) if stream else (None, None)
-    return violation.kind.value, violation.detail, source, shard, violation.seq, violation.tx_id
+    return violation.kind.value, _text(violation.detail), source, shard, violation.seq, violation.tx_id
+
+
+def _text(said: str) -> str:
+    """As a text column takes it."""
+    return said.replace("\0", "\\0")[:DETAIL_MAX]

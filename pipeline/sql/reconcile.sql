@@ -31,6 +31,16 @@ UNION ALL
  LIMIT %(limit)s)
 
 UNION ALL
+-- A row may be rejected for a failed signature only where a transfer of nothing took its nonce.
+(SELECT 'filler_mismatch', format('%%s rows failed to sign, %%s nonces were filled', coalesce(o.failed, 0), coalesce(v.fillers, 0)),
+        coalesce(o.shard, v.shard)::int, coalesce(o.seq, v.seq), NULL
+ FROM (SELECT shard, seq, count(*) AS failed FROM outcomes
+       WHERE source = %(source)s AND reason = 'signing_failed' GROUP BY shard, seq) o
+ FULL JOIN (SELECT shard, seq, fillers FROM verified_batches WHERE source = %(source)s AND fillers > 0) v USING (shard, seq)
+ WHERE coalesce(o.failed, 0) <> coalesce(v.fillers, 0)
+ LIMIT %(limit)s)
+
+UNION ALL
 -- What was found while following the topics.
 (SELECT kind, detail, shard::int, seq, tx_id FROM violations
  WHERE source = %(source)s OR source IS NULL ORDER BY id LIMIT %(limit)s)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -16,13 +19,19 @@ from pipeline.ethereum.signed import SignedHeader, SignedRecord
 from pipeline.ethereum.validity import judge
 from pipeline.ports import LedgerEntry, Outcome, Place
 from pipeline.stages.violation import Violation, ViolationKind
-from pipeline.stream import START, Stream
+from pipeline.stream import SOURCE_NAME, START, Cursor, Stream
+
+ADDRESS: Final = re.compile(r"0x[0-9a-f]{40}")
+BIGINT_MAX: Final = 2**63 - 1
+SMALLINT_MAX: Final = 2**15 - 1
+NONCE_END: Final = 2**64
 
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
     """A row of the source, as plain values, with what the rules say of it."""
 
+    cursor: Cursor
     type: int
     to: bytes | None
     value: int
@@ -53,13 +62,15 @@ class Sighting:
 
 
 def source_rows(table: pa.Table, source: str, chain_id: int) -> dict[int, SourceRow]:
-    """By tx_id; `table` has the columns of ethereum.batch.COLUMNS."""
+    """By tx_id; `table` has the columns that ports.Source gives."""
     if table.num_rows == 0:
         return {}
+    xids: Any = table.column("created_xid").to_pylist()
     rows = table.select(COLUMNS.names).combine_chunks().to_batches()[0]
     verdicts = judge(Batch.build(BatchHeader(Stream(source, 0), 1, START, START, chain_id, ""), rows))
     return {
         row["tx_id"]: SourceRow(
+            cursor=Cursor(xid, row["tx_id"]),
             type=row["type"],
             to=row["to"],
             value=int.from_bytes(row["value"], "big"),
@@ -70,21 +81,21 @@ def source_rows(table: pa.Table, source: str, chain_id: int) -> dict[int, Source
             access_list=tuple((e["address"], tuple(e["storage_keys"])) for e in row["access_list"] or ()),
             verdict=Reason(int(verdict)),
         )
-        for row, verdict in zip(rows.to_pylist(), verdicts, strict=True)
+        for row, xid, verdict in zip(rows.to_pylist(), xids, verdicts, strict=True)
     }
 
 
 def inspect_record(
     record: SignedRecord, place: Place, rows: Mapping[int, SourceRow], ledger: LedgerEntry | None
 ) -> Finding:
-    """One signed record against its source rows and its ledger row."""
+    """One signed record, whose header is sound, against its source rows and its ledger row."""
     header = record.header
     finding = Finding()
     if ledger is None or _promised(ledger) != _kept(header):
         detail = "the ledger has no row" if ledger is None else f"the ledger has {_promised(ledger)}"
         finding.violations.append(_violation(header, ViolationKind.LEDGER_MISMATCH, detail))
     fillers = 0
-    columns = [record.rows.column(name).to_pylist() for name in ("tx_id", "nonce", "hash", "raw")]
+    columns: list[list[Any]] = [record.rows.column(name).to_pylist() for name in ("tx_id", "nonce", "hash", "raw")]
     for index, (tx_id, nonce, tx_hash, raw) in enumerate(zip(*columns, strict=True)):
         fillers += tx_id is None
         wrong = _wrong(header, index, tx_id, (nonce, tx_hash, raw), rows)
@@ -92,19 +103,41 @@ def inspect_record(
             finding.violations.append(wrong)
         if tx_id is not None:
             finding.outcomes.append(_signed(header, place, tx_id, nonce, tx_hash))
+    finding.violations += _out_of_order(header, columns[0], rows)
     finding.sightings.append(Sighting(header, place, fillers))
     return finding
 
 
+def unsound(said: SignedHeader | Rejection) -> str:
+    """What is impossible in what a record says of itself, or empty. Only sound records are compared and kept."""
+    if isinstance(said, Rejection):
+        numbers = (said.shard, said.seq, said.chain_id, said.tx_id, said.rules_version, said.rejected_at)
+        texts = (said.source, said.reason, said.detail)
+        if any(type(number) is not int for number in numbers) or any(type(text) is not str for text in texts):
+            return "a field has the wrong type"
+        stream, nonces = Stream(said.source, said.shard), (0, 0)
+    else:
+        stream, nonces = said.stream, (said.first_nonce, said.count)
+        if not (ADDRESS.fullmatch(said.sender) if said.count else said.sender == ""):
+            return f"the sender is {said.sender[:64]!r}"
+    if not SOURCE_NAME.fullmatch(stream.source) or not 0 <= stream.shard <= SMALLINT_MAX:
+        return f"the stream is {str(stream)[:64]!r}"
+    if not 0 < said.seq <= BIGINT_MAX or not 0 <= said.chain_id <= BIGINT_MAX:
+        return f"the batch is number {said.seq} on chain {said.chain_id}"
+    if min(nonces) < 0 or sum(nonces) > NONCE_END:
+        return f"the nonces are {nonces[0]} and {nonces[1]} from there"
+    return ""
+
+
 def inspect_rejection(rejection: Rejection, place: Place, rows: Mapping[int, SourceRow]) -> Finding:
-    """One rejected row against what the rules say of it."""
+    """One rejected row, whose rejection is sound, against what the rules say of it."""
     stream = Stream(rejection.source, rejection.shard)
     row = rows.get(rejection.tx_id)
     finding = Finding()
     if row is None:
         detail = "a row was rejected that the source does not have"
         finding.violations.append(Violation(ViolationKind.UNKNOWN_ROW, detail, stream, rejection.seq, rejection.tx_id))
-    elif row.verdict.code != rejection.reason and rejection.reason != Reason.SIGNING_FAILED.code:
+    elif rejection.reason != (Reason.SIGNING_FAILED if row.verdict is Reason.SIGNABLE else row.verdict).code:
         detail = f"rejected as {rejection.reason}, the rules say {row.verdict.code}"
         finding.violations.append(
             Violation(ViolationKind.WRONG_VERDICT, detail, stream, rejection.seq, rejection.tx_id)
@@ -145,15 +178,21 @@ def _wrong(
         return _violation(header, ViolationKind.WRONG_NONCE, detail, tx_id)
     if tx.hash != tx_hash:
         return _violation(header, ViolationKind.WRONG_HASH, "the hash is not the transaction's", tx_id)
-    if tx_id is None:
-        return _wrong_filler(header, tx)
-    row = rows.get(tx_id)
+    return _wrong_filler(header, tx) if tx_id is None else _wrong_content(header, tx_id, tx, rows.get(tx_id))
+
+
+def _out_of_order(header: SignedHeader, tx_ids: Sequence[int | None], rows: Mapping[int, SourceRow]) -> list[Violation]:
+    known = [(rows[tx_id].cursor, tx_id) for tx_id in tx_ids if tx_id is not None and tx_id in rows]
+    return [
+        _violation(header, ViolationKind.WRONG_ORDER, f"signed after row {before}, which follows it", tx_id)
+        for (earlier, before), (later, tx_id) in pairwise(known)
+        if earlier >= later
+    ]
+
+
+def _wrong_content(header: SignedHeader, tx_id: int, tx: SignedTx, row: SourceRow | None) -> Violation | None:
     if row is None:
         return _violation(header, ViolationKind.UNKNOWN_ROW, "signed, but the source has no such row", tx_id)
-    return _wrong_content(header, tx_id, tx, row)
-
-
-def _wrong_content(header: SignedHeader, tx_id: int, tx: SignedTx, row: SourceRow) -> Violation | None:
     if row.verdict is not Reason.SIGNABLE:
         detail = f"signed, although the rules say {row.verdict.code}"
         return _violation(header, ViolationKind.WRONG_VERDICT, detail, tx_id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -18,7 +19,7 @@ from pipeline.ethereum.signed import SignedRecord
 from pipeline.ports import BatchLog, Clock, Ledger, Message, Place, Source
 from pipeline.settings import SourceSettings
 from pipeline.stages.backoff import Backoff
-from pipeline.stages.inspection import Finding, inspect_record, inspect_rejection, merged, source_rows
+from pipeline.stages.inspection import Finding, inspect_record, inspect_rejection, merged, source_rows, unsound
 from pipeline.stages.violation import Violation, ViolationKind
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,12 @@ class Verifier:
     def counts(self) -> dict[str, Any]:
         """For status and metrics."""
         c = self.count
-        return {"verified": c.signed, "rejected": c.rejected, "violations": c.violations, "caught_up_ms": c.caught_up_ms}
+        return {
+            "verified": c.signed,
+            "rejected": c.rejected,
+            "violations": c.violations,
+            "caught_up_ms": c.caught_up_ms,
+        }
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow until told to stop. Raises DependencyDown after bounded retries."""
@@ -106,24 +112,47 @@ class Verifier:
                 await self._ports.clock.sleep(IDLE_S)
 
     async def catch_up(self) -> None:
-        """Look at everything that is published now. Raises DependencyDown."""
-        while await self.step():
+        """Look at everything that is published now, not at what follows meanwhile. Raises DependencyDown."""
+        ends = await self._ends()
+        while await self._look(ends):
             pass
 
-    async def step(self) -> int:
-        """One stretch of each partition; how many records it looked at."""
-        if not self._positions:
-            self._positions = dict(await self._ports.outcomes.positions())
+    async def step(self) -> bool:
+        """One stretch of each partition; whether there was any. Raises DependencyDown."""
         began_ms = self._ports.clock.unix_ms()
-        seen = 0
-        for topic, most in ((self._signed_topic, RECORDS_MAX), (self._rejected_topic, REJECTIONS_MAX)):
-            for partition, end in enumerate(await self._ports.log.ends(topic)):
-                start = self._positions.get((topic, partition), 0)
-                if start < end:
-                    seen += await self._stretch(topic, partition, (start, end), most)
-        if not seen:
+        moved = await self._look(await self._ends())
+        if not moved:
             self.count.caught_up_ms = began_ms
-        return seen
+        return moved
+
+    async def _ends(self) -> dict[tuple[str, int], int]:
+        topics = (self._signed_topic, self._rejected_topic)
+        return {(topic, p): end for topic in topics for p, end in enumerate(await self._ports.log.ends(topic))}
+
+    async def _look(self, ends: Mapping[tuple[str, int], int]) -> bool:
+        if not self._positions:
+            await self._resume(ends)
+        moved = False
+        for (topic, partition), end in ends.items():
+            start = self._positions[topic, partition]
+            if start < end:
+                await self._stretch(topic, partition, (start, end))
+                moved = True
+        return moved
+
+    async def _resume(self, ends: Mapping[tuple[str, int], int]) -> None:
+        """Go on where the last look ended; what Kafka has lost since is a finding."""
+        known = await self._ports.outcomes.positions()
+        starts = {(topic, p): at for topic, _ in ends for p, at in enumerate(await self._ports.log.starts(topic))}
+        for (topic, partition), end in ends.items():
+            at, start = known.get((topic, partition), 0), starts[topic, partition]
+            if not start <= at <= end:
+                detail = f"{topic}[{partition}] has records {start} to {end}, the next to look at would be {at}"
+                await self._keep(
+                    Finding(violations=[Violation(ViolationKind.RECORDS_GONE, detail)]), topic, partition, start
+                )
+                at = start
+            self._positions[topic, partition] = at
 
     async def reconcile(self) -> list[Violation]:
         """What is missing or was found earlier, over everything; call it when nothing is under way."""
@@ -134,21 +163,26 @@ class Verifier:
 
     # ── one stretch of a partition ───────────────────────────────────────────────────────────────────────────────────
 
-    async def _stretch(self, topic: str, partition: int, bounds: tuple[int, int], most: int) -> int:
-        start, end = bounds
+    async def _stretch(self, topic: str, partition: int, bounds: tuple[int, int]) -> None:
+        signed = topic == self._signed_topic
+        messages, reached = await self._read(topic, partition, bounds, RECORDS_MAX if signed else REJECTIONS_MAX)
+        finding = await (self._signed(messages) if signed else self._rejected(messages))
+        await self._keep(finding, topic, partition, reached)
+
+    async def _read(self, topic: str, partition: int, bounds: tuple[int, int], most: int) -> tuple[list[Message], int]:
+        """Up to `most` records, and the offset after them."""
         messages: list[Message] = []
-        reached = end
-        async for message in self._ports.log.scan(topic, partition, start, end):
-            messages.append(message)
-            if len(messages) == most:
-                reached = message.place.offset + 1
-                break
-        look = self._signed if topic == self._signed_topic else self._rejected
-        finding = await look(messages)
+        async with aclosing(self._ports.log.scan(topic, partition, *bounds)) as scan:
+            async for message in scan:
+                messages.append(message)
+                if len(messages) == most:
+                    return messages, message.place.offset + 1
+        return messages, bounds[1]
+
+    async def _keep(self, finding: Finding, topic: str, partition: int, reached: int) -> None:
         found = await self._ports.outcomes.save(finding, topic, partition, reached)
         self._positions[topic, partition] = reached
         self._tally(finding, [*finding.violations, *found])
-        return len(messages)
 
     async def _signed(self, messages: Sequence[Message]) -> Finding:
         findings = []
@@ -156,9 +190,12 @@ class Verifier:
             try:
                 record = SignedRecord.decode(message.value)
             except MalformedBatch as error:
-                findings.append(_unreadable(message.place, error))
+                findings.append(_unreadable(message.place, str(error)))
                 continue
             header = record.header
+            if problem := unsound(header) or self._unknown(header.stream.source):
+                findings.append(_unreadable(message.place, problem))
+                continue
             ids = [tx_id for tx_id in record.rows.column("tx_id").to_pylist() if tx_id is not None]
             rows = await self._rows(header.stream.source, ids)
             ledger = await self._ports.ledger.entry(header.stream, header.seq)
@@ -172,7 +209,10 @@ class Verifier:
             try:
                 rejection = Rejection.from_json(message.value)
             except MalformedBatch as error:
-                findings.append(_unreadable(message.place, error))
+                findings.append(_unreadable(message.place, str(error)))
+                continue
+            if problem := unsound(rejection) or self._unknown(rejection.source):
+                findings.append(_unreadable(message.place, problem))
                 continue
             rejections.setdefault(rejection.source, []).append((message, rejection))
         for source, group in rejections.items():
@@ -181,10 +221,13 @@ class Verifier:
         return merged(findings)
 
     async def _rows(self, source: str, ids: Sequence[int]) -> Mapping[int, Any]:
-        if source not in self._settings or not ids:
+        if not ids:
             return {}
         table = await self._ports.sources[source].rows_of(ids)
         return source_rows(table, source, self._settings[source].chain_id)
+
+    def _unknown(self, source: str) -> str:
+        return "" if source in self._settings else f"no source is called {source!r}"
 
     def _tally(self, finding: Finding, violations: Sequence[Violation]) -> None:
         signed = sum(outcome.status == "signed" for outcome in finding.outcomes)
@@ -197,5 +240,5 @@ class Verifier:
         self.count.first += [str(violation) for violation in violations[:room]]
 
 
-def _unreadable(place: Place, error: MalformedBatch) -> Finding:
-    return Finding(violations=[Violation(ViolationKind.UNREADABLE, f"{place}: {error}")])
+def _unreadable(place: Place, problem: str) -> Finding:
+    return Finding(violations=[Violation(ViolationKind.UNREADABLE, f"{place}: {problem}")])

@@ -14,6 +14,7 @@ class ViolationKind(StrEnum):
     UNREADABLE = "unreadable"  #: a record or a transaction that cannot be decoded
     WRONG_SENDER = "wrong_sender"  #: another key signed than the record says
     WRONG_NONCE = "wrong_nonce"
+    WRONG_ORDER = "wrong_order"  #: nonces of a batch do not follow the order of its rows
     WRONG_HASH = "wrong_hash"
     CHANGED_FIELD = "changed_field"  #: the signed transaction differs from the source row
     UNKNOWN_ROW = "unknown_row"  #: no such row in the source
@@ -25,6 +26,8 @@ class ViolationKind(StrEnum):
     NONCE_GAP = "nonce_gap"
     ROW_WITHOUT_OUTCOME = "row_without_outcome"
     BATCH_NOT_PUBLISHED = "batch_not_published"
+    FILLER_MISMATCH = "filler_mismatch"  #: rows that failed to sign and nonces that were filled are not the same number
+    RECORDS_GONE = "records_gone"  #: Kafka no longer has records that were not looked at
 
 
 @dataclass(frozen=True, slots=True)
