@@ -27,8 +27,18 @@ def address_of(secret: bytes) -> str:
 
     Raises SecretFileError for bytes that are no private key.
     """
+    public = _public(secret)
+    if public is None:
+        raise SecretFileError("these bytes are not a secp256k1 private key.")
+    digest: str = keccak_256(public[1:]).hexdigest()
+    return "0x" + digest[24:]
+
+
+def _public(secret: bytes) -> bytes | None:
+    if len(secret) != SECRET_BYTES:  # the library would take a shorter one, and pad it
+        return None
     try:
-        public = PrivateKey(secret).public_key.format(compressed=False)
+        public: bytes = PrivateKey(secret).public_key.format(compressed=False)
     except ValueError:
-        raise SecretFileError("these bytes are not a secp256k1 private key.") from None
-    return "0x" + keccak_256(public[1:]).hexdigest()[24:]
+        return None
+    return public

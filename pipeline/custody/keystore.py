@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import eth_keyfile
 import orjson
+from eth_keyfile.keyfile import decode_keyfile_json
+from pydantic import SecretBytes
 
 from pipeline.custody.generation import address_of
 from pipeline.custody.unsealed import UnsealedKey
@@ -25,17 +26,17 @@ def open_keystores(files: Sequence[Path], password_file: Path) -> list[UnsealedK
     return keys
 
 
-def _password(path: Path) -> bytes:
+def _password(path: Path) -> SecretBytes:
     try:
-        return path.read_bytes().rstrip(b"\r\n")
+        return SecretBytes(path.read_bytes().rstrip(b"\r\n"))
     except OSError as error:
         raise SecretFileError(f"{path}: {error.strerror}.", hint="It should hold the keystore password.") from None
 
 
-def _open(path: Path, password: bytes) -> UnsealedKey:
+def _open(path: Path, password: SecretBytes) -> UnsealedKey:
     try:
         keystore = orjson.loads(path.read_bytes())
-        secret = eth_keyfile.decode_keyfile_json(keystore, password)
+        secret = decode_keyfile_json(keystore, password.get_secret_value())
     except OSError as error:
         raise SecretFileError(f"{path}: {error.strerror}.", hint="Nothing was imported.") from None
     except orjson.JSONDecodeError:
@@ -43,6 +44,9 @@ def _open(path: Path, password: bytes) -> UnsealedKey:
     except ValueError as error:
         reason = "wrong password" if "MAC mismatch" in str(error) else "not a keystore V3 file"
         raise SecretFileError(f"{path}: {reason}.", hint="Nothing was imported.") from None
-    except (KeyError, TypeError, NotImplementedError):
+    except (AttributeError, KeyError, TypeError, NotImplementedError):
         raise SecretFileError(f"{path}: not a keystore V3 file.", hint="Nothing was imported.") from None
-    return UnsealedKey(address_of(secret), secret)
+    try:
+        return UnsealedKey(address_of(secret), secret)
+    except SecretFileError as error:
+        raise SecretFileError(f"{path}: {error.message}", hint="Nothing was imported.") from None

@@ -42,15 +42,20 @@ class Kek:
     def load(cls, path: Path) -> Kek:
         """From a file of 32 raw bytes or 64 hex digits, readable by its owner only. Raises SecretFileError."""
         try:
-            mode = path.stat().st_mode
-            raw = path.read_bytes()
+            with path.open("rb") as file:
+                open_to_others = os.fstat(file.fileno()).st_mode & OTHERS
+                raw = b"" if open_to_others else file.read()
         except OSError as error:
             raise SecretFileError(
                 f"{path}: {error.strerror}.", hint="ONCESIGN_KEK_FILE must name the file with the key-encryption key."
             ) from None
-        if mode & OTHERS:
+        if open_to_others:
             raise SecretFileError(f"{path}: others could read or change it.", hint=f"Run: chmod 600 {path}")
-        return cls(_parsed(path, raw))
+        secret, size = _parsed(raw), len(raw)
+        del raw  # a traceback may show what this frame holds
+        if secret is None:
+            raise SecretFileError(f"{path}: holds {size} bytes.", hint="It should hold 32 bytes, or 64 hex digits.")
+        return cls(secret)
 
     @classmethod
     def create(cls, path: Path) -> Kek:
@@ -95,13 +100,11 @@ class Kek:
         raise TypeError("a key-encryption key stays in its process")
 
 
-def _parsed(path: Path, raw: bytes) -> bytes:
+def _parsed(raw: bytes) -> bytes | None:
     if len(raw) == KEK_BYTES:
         return raw
     try:
         secret = bytes.fromhex(raw.decode("ascii").strip())
     except ValueError:
-        secret = b""
-    if len(secret) != KEK_BYTES:
-        raise SecretFileError(f"{path}: holds {len(raw)} bytes.", hint="It should hold 32 bytes, or 64 hex digits.")
-    return secret
+        return None
+    return secret if len(secret) == KEK_BYTES else None

@@ -61,6 +61,9 @@ class KeyCache:
 
     def put(self, key: UnsealedKey) -> None:
         """Keep a key; the one unused for longest may go."""
+        before = self._keys.get(key.address)
+        if before is not None and before is not key:
+            before.wipe()
         self._keys[key.address] = key
         if len(self._keys) > self._most:
             self._keys.popitem(last=False)[1].wipe()

@@ -12,8 +12,8 @@ from pipeline.assignment.plan import Plan
 from pipeline.assignment.records import Holder, KeyState, StreamRecord
 from pipeline.assignment.rules import NONCE_END, WRITES_MAX, Assigning, Batch, plan_release
 from pipeline.assignment.view import View
-from pipeline.errors import DeploymentHalted, NotLeader, UsageError
-from pipeline.ports import Assigned, AssignReply, AssignRequest, Compare, KeyValue, Published, Refused, Waiting
+from pipeline.errors import UsageError
+from pipeline.ports import Assigned, AssignReply, AssignRequest, Compare, Published, Refused, Waiting
 from pipeline.stream import Cursor, Stream
 from tests.unit.assignment_records import (
     CHAIN,
@@ -416,35 +416,3 @@ def test_a_stream_is_opened_once_and_its_first_halt_stays() -> None:
     plan_halt(held, GUARD, A, "").apply(52)
     assert held.streams[A].record.halted == ""
     assert not plan_halt(held, GUARD, B, "unknown")
-
-
-# ── an answer that was lost ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_plan_knows_itself_when_it_was_written_before() -> None:
-    held = view(key(1), key(2))
-    carried_out(held, request(A, 1))
-    assigning = Assigning(held, GUARD, NOW_MS + 1, {})
-    assigning.replies([request(A, 2)])
-    assigning.plan.delete(held.assignments[A, 1].record)
-    plan = assigning.plan
-    reads: dict[str, KeyValue | None] = {path: KeyValue(path, value, 60, 60) for path, value in plan.txn().puts}
-    reads |= dict.fromkeys(plan.txn().deletes)
-    assert plan.is_applied(reads)
-    for path, kv in reads.items():
-        changed = replace(kv, value=b"{}") if kv else KeyValue(path, b"{}", 60, 60)
-        assert not plan.is_applied(reads | {path: changed})
-    plan.apply(99, reads)
-    assert {held.streams[A].mod_revision, held.assignments[A, 2].mod_revision} == {60}
-
-
-def test_what_an_else_branch_says_about_the_leader() -> None:
-    leader = KeyValue(PATHS.leader, GUARD.leader_value, FENCE, FENCE)
-    genesis = KeyValue(PATHS.genesis, GUARD.genesis_value, 1, 1)
-    GUARD.check({PATHS.leader: leader, PATHS.genesis: genesis})
-    for other in (None, replace(leader, create_revision=FENCE + 1), replace(leader, value=b"{}")):
-        with pytest.raises(NotLeader):
-            GUARD.check({PATHS.leader: other, PATHS.genesis: genesis})
-    for wrong in (None, replace(genesis, value=b"{}")):
-        with pytest.raises(DeploymentHalted):
-            GUARD.check({PATHS.leader: leader, PATHS.genesis: wrong})
