@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pipeline.local.etcd import EtcdMember
 from pipeline.settings import EtcdSettings
@@ -24,26 +26,53 @@ def free_port() -> int:
 class EtcdProcess:
     """The embedded etcd's own command line, without the daemon that would restart it."""
 
-    def __init__(self, data_dir: Path, *flags: str) -> None:
+    def __init__(self, data_dir: Path, *flags: str, tls: bool = False) -> None:
+        data_dir.mkdir(exist_ok=True)
         self._member = EtcdMember(data_dir, 0, [(free_port(), free_port())])
         self._log = data_dir / "etcd.log"
         self._flags = flags
+        self._scheme = "https" if tls else "http"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def settings(self) -> EtcdSettings:
-        return EtcdSettings(endpoints=self._member.addresses()["etcd.endpoints"], timeout_s=1.0)
+        endpoints = self._member.addresses()["etcd.endpoints"].replace("http:", f"{self._scheme}:")
+        return EtcdSettings(endpoints=endpoints, timeout_s=1.0)
 
     def start(self) -> None:
         self._member.prepare()
         with self._log.open("ab") as log:
-            argv = [*self._member.launch().argv, *self._flags]
-            self._process = subprocess.Popen(argv, stdout=log, stderr=log)
+            argv = [self._for_scheme(flag) for flag in self._member.launch().argv]
+            self._process = subprocess.Popen([*argv, *self._flags], stdout=log, stderr=log)
+        try:
+            self._wait()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _wait(self) -> None:
         deadline_s = time.monotonic() + READY_TIMEOUT_S
-        while not self._member.ready():
+        while not self._ready():
+            assert self._process is not None
             assert self._process.poll() is None, self._log.read_text()
             assert time.monotonic() < deadline_s, self._log.read_text()
             time.sleep(0.05)
+
+    def _for_scheme(self, flag: str) -> str:
+        return flag.replace("http:", f"{self._scheme}:") if "client-urls" in flag else flag
+
+    def _ready(self) -> bool:
+        if self._scheme == "http":
+            return self._member.ready()
+        anyone = ssl.create_default_context()
+        anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+        address = urlsplit(self.settings.endpoints)
+        try:
+            with socket.create_connection((address.hostname, address.port), timeout=1) as plain:
+                anyone.wrap_socket(plain).close()
+        except OSError:
+            return False
+        return True
 
     def freeze(self) -> None:
         self._signal(signal.SIGSTOP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import hashlib
 import io
 import json
 import logging
@@ -15,10 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 from eth_keyfile.keyfile import create_keyfile_json
 from rich.console import Console
 from rich.pretty import pretty_repr
 from rich.traceback import Traceback
+from sha3 import keccak_256
 
 from pipeline.assignment.rules import Assigning
 from pipeline.custody.generation import address_of, new_secret
@@ -202,10 +207,30 @@ def test_a_wrong_password_names_the_file_and_not_the_password(tmp_path: Path) ->
     assert "battery" not in everything_printed(caught.value)
 
 
-@pytest.mark.parametrize("secret", [bytes(32), b"\x01" * 31])
+@pytest.mark.parametrize("secret", [bytes(32), b"\x01" * 31], ids=["zero", "short"])
 def test_a_keystore_that_holds_no_key_is_named(tmp_path: Path, password: Path, secret: bytes) -> None:
+    path = file(tmp_path / "a.json", json.dumps(sealed_by_hand(secret)).encode())
     with pytest.raises(SecretFileError, match=r"a.json: these bytes are not a secp256k1 private key"):
-        open_keystores([keystore(tmp_path / "a.json", secret)], password)
+        open_keystores([path], password)
+    file(path, json.dumps(sealed_by_hand(SECRET)).encode())
+    assert open_keystores([path], password)[0].address == ADDRESS
+
+
+def sealed_by_hand(secret: bytes) -> dict[str, Any]:
+    """A keystore V3 of any bytes (Web3 Secret Storage)."""
+    salt, counter = bytes(16), bytes(15) + b"\x01"
+    derived = hashlib.pbkdf2_hmac("sha256", PASSWORD, salt, 2, 32)
+    encryptor = Cipher(AES(derived[:16]), CTR(counter)).encryptor()
+    ciphertext = encryptor.update(secret) + encryptor.finalize()
+    crypto = {
+        "cipher": "aes-128-ctr",
+        "cipherparams": {"iv": counter.hex()},
+        "ciphertext": ciphertext.hex(),
+        "kdf": "pbkdf2",
+        "kdfparams": {"c": 2, "dklen": 32, "prf": "hmac-sha256", "salt": salt.hex()},
+        "mac": keccak_256(derived[16:] + ciphertext).hexdigest(),
+    }
+    return {"version": 3, "crypto": crypto}
 
 
 def test_the_same_key_in_two_files_is_refused(tmp_path: Path, password: Path) -> None:
