@@ -55,6 +55,7 @@ def environment(token_file: str) -> dict[str, str]:
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_COLOR_PREFIX": "0",
         "RAY_DEDUP_LOGS": "0",
+        "PYTHONFAULTHANDLER": "1",  # a crash leaves its stack, without locals, in the worker's log
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
 

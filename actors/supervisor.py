@@ -35,7 +35,7 @@ from pipeline.stream import Stream
 
 log = logging.getLogger(__name__)
 
-SUPERVISE_EVERY_S: Final = 0.5
+SUPERVISE_EVERY_S: Final = 1.0
 RESTART_FIRST_S: Final = 0.5
 RESTART_LONGEST_S: Final = 15.0
 HEALTHY_AFTER_S: Final = 30.0

@@ -18,7 +18,7 @@ from actors.composition import signer_count
 from pipeline.errors import OncesignError, RuntimeFault
 from pipeline.settings import ENV_PREFIX, Settings
 
-LOOK_S: Final = 0.4
+LOOK_S: Final = 0.7
 SUBMISSIONS_MAX: Final = 6
 """A driver that was killed is submitted again this often, with growing pauses."""
 

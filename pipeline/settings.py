@@ -106,7 +106,7 @@ class PoolSettings(BaseModel):
 class SigningSettings(BaseModel):
     """What a signer checks of its own work."""
 
-    check_rows: int = Field(8, ge=0, description="rows of each batch recovered beside the first and the last; 0 = none")
+    check_rows: int = Field(4, ge=0, description="rows of each batch recovered beside the first and the last; 0 = none")
     check_all: bool = False
 
 

@@ -60,6 +60,12 @@ ASSIGN_DEADLINE_S: Final = 2.0
 ASSIGN_AHEAD: Final = 4
 """Batches that may have a key before a signer is free for them, so that no signer waits for the key manager."""
 
+ASSIGN_GROUP_MIN: Final = 3
+"""While more batches wait than may be asked for, keys are asked for this many at once: one etcd transaction for all."""
+
+ROUND_LINGER_S: Final = 0.04
+"""While other batches are being signed, a signed one waits this long for them: one Kafka transaction for all."""
+
 ENDS_REFRESH_S: Final = 5.0
 RELEASE_WAITING_MAX: Final = 4096
 """Beyond this, published batches are left to the sweeper to release."""
@@ -246,8 +252,7 @@ class BatchConsumer:
     async def _assign(self, stop: asyncio.Event) -> None:
         backoff = Backoff(self._clock)
         while not stop.is_set():
-            room = self._signers.slots() + ASSIGN_AHEAD - self._queues.in_state(State.ASKED, State.SIGNING)
-            works = self._queues.to_assign(room) if room > 0 else []
+            works = self._assignable()
             if not works:
                 await self._wait_for_change()
                 continue
@@ -257,6 +262,13 @@ class BatchConsumer:
             except (DependencyDown, NotLeader, RuntimeFault) as error:
                 log.warning("consumer %s: no answer from the key manager: %s", self._worker.name, error)
                 await backoff.pause(error)
+
+    def _assignable(self) -> list[Work]:
+        under_way = self._queues.in_state(State.ASKED, State.SIGNING)
+        room = self._signers.slots() + ASSIGN_AHEAD - under_way
+        if room <= 0 or (room < ASSIGN_GROUP_MIN and self._queues.in_state(State.NEW) > room):
+            return []
+        return self._queues.to_assign(room)
 
     async def _ask(self, works: list[Work]) -> None:
         epoch = self._epoch
@@ -317,6 +329,8 @@ class BatchConsumer:
             if self._broken or self._queues.next_round(self._settings.round_bytes_max) is None:
                 await self._wait_for_change()
                 continue
+            if self._queues.in_state(State.SIGNING):
+                await self._clock.sleep(ROUND_LINGER_S)
             async with self._committing:
                 done = self._queues.next_round(self._settings.round_bytes_max)
                 if done is not None and not self._broken:

@@ -25,10 +25,10 @@ from pipeline.stream import START, Cursor, Stream
 
 log = logging.getLogger(__name__)
 
-FETCH_BATCHES: Final = 4
+FETCH_BATCHES: Final = 8
 """Batches per look at Postgres and per Kafka transaction, at the most."""
 
-LAG_LOOK_S: Final = 0.1
+LAG_LOOK_S: Final = 0.4
 """How often a reader that is too far ahead looks whether the consumers have come closer."""
 
 IDLE_FIRST_S: Final = 0.01
