@@ -14,7 +14,11 @@ from pipeline.ports import LedgerEntry
 from pipeline.settings import PostgresSettings
 from pipeline.stream import Stream
 
-RECORD: Final = "SELECT oncesign_ledger_record_v1(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+RECORD: Final = """
+SELECT oncesign_ledger_record_v1(
+    %s, %s::smallint, %s::bigint, %s, %s::bigint, %s, %s::numeric, %s::integer, %s::bigint, %s
+)
+"""
 ENTRY: Final = """
 SELECT source, shard, seq, digest, chain_id, sender, first_nonce, count, fence, worker FROM signing_ledger
 """

@@ -6,20 +6,21 @@
  LIMIT %(limit)s)
 
 UNION ALL
--- Nonces of a sender that nobody has: the ledger's first nonce up to the last one signed must all be there.
+-- Nonces that nobody has: of the senders of this source, from the first nonce that was lent to the last one, all must
+-- be held, each by a signed row or by a filler.
 (SELECT 'nonce_gap',
-        format('0x%%s on chain %%s: nonces %%s to %%s hold %%s transactions', encode(sender, 'hex'), chain_id, low, high, held),
+        format('0x%%s on chain %%s: nonces %%s to %%s hold %%s transactions', encode(sender, 'hex'), chain_id,
+               min(low), max(high), sum(held)),
         NULL, NULL, NULL
  FROM (
-     SELECT chain_id, sender, min(nonce) AS low, max(nonce) AS high, sum(held) AS held
-     FROM (
-         SELECT chain_id, sender, nonce, 1 AS held FROM outcomes WHERE status = 'signed'
-         UNION ALL
-         SELECT chain_id, sender, NULL, fillers FROM verified_batches WHERE fillers > 0
-         UNION ALL
-         SELECT chain_id, sender, first_nonce, 0 FROM signing_ledger WHERE sender IS NOT NULL
-     ) every GROUP BY chain_id, sender
- ) per_sender WHERE high - low + 1 <> held
+     SELECT source, chain_id, sender, nonce AS low, nonce AS high, 1 AS held FROM outcomes WHERE status = 'signed'
+     UNION ALL
+     SELECT source, chain_id, sender, NULL, NULL, fillers FROM verified_batches WHERE fillers > 0
+     UNION ALL
+     SELECT source, chain_id, sender, first_nonce, first_nonce + count - 1, 0 FROM signing_ledger WHERE count > 0
+ ) nonces
+ GROUP BY chain_id, sender
+ HAVING bool_or(source = %(source)s) AND max(high) - min(low) + 1 <> sum(held)
  LIMIT %(limit)s)
 
 UNION ALL
@@ -32,7 +33,8 @@ UNION ALL
 
 UNION ALL
 -- A row may be rejected for a failed signature only where a transfer of nothing took its nonce.
-(SELECT 'filler_mismatch', format('%%s rows failed to sign, %%s nonces were filled', coalesce(o.failed, 0), coalesce(v.fillers, 0)),
+(SELECT 'filler_mismatch',
+        format('%%s rows failed to sign, %%s nonces were filled', coalesce(o.failed, 0), coalesce(v.fillers, 0)),
         coalesce(o.shard, v.shard)::int, coalesce(o.seq, v.seq), NULL
  FROM (SELECT shard, seq, count(*) AS failed FROM outcomes
        WHERE source = %(source)s AND reason = 'signing_failed' GROUP BY shard, seq) o

@@ -50,7 +50,7 @@ class TwinOutcomes:
         await self._connect()
         kinds: tuple[Iterator[Violation], ...] = (
             self._rows_without_outcome(source.name),
-            self._gaps(),
+            self._gaps(source.name),
             self._unpublished(source.name),
             self._unfilled(source.name),
             (v for v in self.violations if v.stream is None or v.stream.source == source.name),
@@ -97,15 +97,24 @@ class TwinOutcomes:
                 stream = Stream(source, tx_id % table.shards)
                 yield Violation(ViolationKind.ROW_WITHOUT_OUTCOME, detail, stream, None, tx_id)
 
-    def _gaps(self) -> Iterator[Violation]:
-        held: Counter[tuple[int, str]] = Counter((chain_id, sender) for chain_id, sender, _ in self.nonces)
-        known = [(chain_id, sender, nonce) for chain_id, sender, nonce in self.nonces]
+    def _gaps(self, source: str) -> Iterator[Violation]:
+        held: dict[tuple[int, str], list[tuple[int, int, int]]] = {}
+        ours: set[tuple[int, str]] = set()
+        for outcome in self.nonces.values():
+            nonce = outcome.nonce or 0
+            held.setdefault((outcome.chain_id, outcome.sender), []).append((nonce, nonce, 1))
+        for entry in self.ledger.rows.values():
+            if entry.count:
+                bounds = entry.first_nonce, entry.first_nonce + entry.count - 1, 0
+                held.setdefault((entry.chain_id, entry.sender), []).append(bounds)
+                ours |= {(entry.chain_id, entry.sender)} if entry.stream.source == source else set()
+        fillers: Counter[tuple[int, str]] = Counter()
         for seen in self.sightings.values():
-            held[seen.header.chain_id, seen.header.sender] += seen.fillers
-        known += [(e.chain_id, e.sender, e.first_nonce) for e in self.ledger.rows.values() if e.sender]
-        for chain_id, sender in sorted({(chain_id, sender) for chain_id, sender, _ in known}):
-            nonces = [nonce for c, s, nonce in known if (c, s) == (chain_id, sender)]
-            low, high, count = min(nonces), max(nonces), held[chain_id, sender]
+            fillers[seen.header.chain_id, seen.header.sender] += seen.fillers
+        ours |= {(outcome.chain_id, outcome.sender) for outcome in self.nonces.values() if outcome.source == source}
+        for chain_id, sender in sorted(ours):
+            lows, highs, rows = zip(*held[chain_id, sender], strict=True)
+            low, high, count = min(lows), max(highs), sum(rows) + fillers[chain_id, sender]
             if high - low + 1 != count:
                 detail = f"{sender} on chain {chain_id}: nonces {low} to {high} hold {count} transactions"
                 yield Violation(ViolationKind.NONCE_GAP, detail)
