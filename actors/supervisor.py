@@ -154,7 +154,9 @@ class SupervisorActor:
             "lifetime": "detached",
             "get_if_exists": True,
         }
-        return KeyManagerActor.options(**detached, namespace=self._namespace).remote(self._settings)
+        return KeyManagerActor.options(  # type: ignore[attr-defined] # ray's decorator hides the class
+            **detached, namespace=self._namespace
+        ).remote(self._settings)
 
     async def _lead(self) -> None:
         """Wait until the key manager leads. Raises its refusal."""

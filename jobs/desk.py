@@ -6,10 +6,11 @@ leads itself and resigns when it is done.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from pipeline.adapters.etcd import EtcdStore
 from pipeline.adapters.ledger import PostgresLedger
@@ -54,7 +55,7 @@ async def key_desk(settings: Settings) -> AsyncIterator[KeyDesk]:
         leader = await store.get(Paths(settings.deployment).leader)
         remote = _running_manager(settings) if leader is not None else None
         if remote is not None:
-            yield RemoteDesk(remote)
+            yield cast("KeyDesk", RemoteDesk(remote))
             return
         manager = KeyManager(store, ledger, SystemClock(), settings)
         await manager.start()
@@ -106,7 +107,7 @@ def _running_manager(settings: Settings) -> Any:
     from pipeline.errors import RayUnavailable  # noqa: PLC0415 - as above
 
     os.environ |= cluster.environment(head.token_file)
-    ray.init(head.address, namespace=namespace(settings.deployment), log_to_driver=False, logging_level="error")
+    ray.init(head.address, namespace=namespace(settings.deployment), log_to_driver=False, logging_level=logging.ERROR)
     try:
         return find(NAME, settings.deployment)
     except RayUnavailable as error:

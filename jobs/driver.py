@@ -8,6 +8,7 @@ from Kafka, etcd and Postgres.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -223,7 +224,7 @@ def run(settings: Settings, wish: Wish) -> int:
         address=os.environ.get("RAY_ADDRESS", "auto"),
         namespace=namespace(settings.deployment),
         log_to_driver=False,
-        logging_level="warning",
+        logging_level=logging.WARNING,
     )
     try:
         summary = asyncio.run(Driver(settings, wish).run())

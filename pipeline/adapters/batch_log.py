@@ -105,7 +105,7 @@ class KafkaBatchLog:
             if error is None:
                 messages.append(message_of(raw))
             elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - a public code with an odd name
-                reached = raw.offset()
+                reached = int(raw.offset() or 0)
             elif not error.retriable():
                 raise unavailable(self._settings, error)
         return messages, reached

@@ -101,7 +101,7 @@ class KafkaBroker:
             "share.coordinator.state.topic.min.isr": 1,
             "offsets.topic.num.partitions": 4,
             "transaction.state.log.num.partitions": 4,
-            # A forgotten offset or transactional id halts a stream: keep them for a year and 24 days (the most it takes).
+            # A forgotten offset or transactional id halts a stream: keep them for a year and for 24 days, its maximum.
             "offsets.retention.minutes": 525_600,
             "transactional.id.expiration.ms": 2_147_483_647,
             "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1_000,

@@ -6,6 +6,7 @@ import ctypes
 import os
 import secrets
 import subprocess
+from collections.abc import Callable
 from importlib import util
 from pathlib import Path
 from signal import SIGINT
@@ -105,7 +106,7 @@ class PostgresServer:
             text=True,
             timeout=INITDB_TIMEOUT_S,
             check=False,
-            preexec_fn=_unprivileged(),  # noqa: PLW1509 - one thread, and only system calls
+            preexec_fn=_unprivileged(),
         )
         if done.returncode != 0:
             raise RuntimeFault(f"Postgres' data folder could not be made: {(done.stdout + done.stderr).strip()[-600:]}")
@@ -121,7 +122,7 @@ def binaries() -> Path:
     return Path(spec.origin).parent / "pginstall18" / "bin"
 
 
-def _unprivileged() -> object:
+def _unprivileged() -> Callable[[], None] | None:
     """What a child of root does before Postgres starts, which refuses to run as root; None for an ordinary user.
 
     A user namespace in which we are an ordinary user: files stay ours, no account is made and no mode is changed.

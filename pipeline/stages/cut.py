@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,17 +20,19 @@ STORAGE_KEY_BYTES: Final = 36
 
 def row_bytes(rows: pa.RecordBatch) -> NDArray[np.int64]:
     """An upper bound of what each row takes in its batch or its signed record."""
-    data = pc.binary_length(rows.column("data")).to_numpy(zero_copy_only=False).astype(np.int64)
-    return data + ROW_OVERHEAD_BYTES + _access_list_bytes(rows.column("access_list"))
+    data: Any = pc.binary_length(cast("pa.BinaryArray", rows.column("data")))
+    sizes: NDArray[np.int64] = data.to_numpy(zero_copy_only=False).astype(np.int64)
+    return sizes + ROW_OVERHEAD_BYTES + _access_list_bytes(rows.column("access_list"))
 
 
-def _access_list_bytes(lists: pa.ListArray) -> NDArray[np.int64]:
+def _access_list_bytes(lists: Any) -> NDArray[np.int64]:
     bounds = lists.offsets.to_numpy().astype(np.int64)
     keys = lists.values.field("storage_keys").offsets.to_numpy().astype(np.int64)
     if lists.values.offset:
         keys = keys[lists.values.offset :]
     addresses = np.diff(bounds)
-    return addresses * ADDRESS_BYTES + np.diff(keys[bounds]) * STORAGE_KEY_BYTES
+    size: NDArray[np.int64] = addresses * ADDRESS_BYTES + np.diff(keys[bounds]) * STORAGE_KEY_BYTES
+    return size
 
 
 def cut(rows: pa.RecordBatch, rows_max: int, bytes_max: int) -> Iterator[pa.RecordBatch]:

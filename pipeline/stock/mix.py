@@ -60,7 +60,8 @@ class Mix:
         tip = int(rng.lognormvariate(0, 0.6) * GWEI)
         fee = tip + int(rng.lognormvariate(3, 0.5) * GWEI)
         listed = self._access_list() if shape == "listed" else None
-        entries, keys = (len(listed), sum(len(e["storageKeys"]) for e in listed)) if listed else (0, 0)
+        entries = len(listed or ())
+        keys = sum(len(keys) for _, keys in listed or ())
         return Row(
             type=kind,
             chain_id=self._chain_id,
@@ -70,7 +71,7 @@ class Mix:
             max_fee_per_gas=fee,
             max_priority_fee_per_gas=tip if kind == 2 else None,
             data=data,
-            access_list=orjson.dumps(listed).decode() if listed else None,
+            access_list=_listed_json(listed) if listed else None,
         )
 
     def _type(self) -> int:
@@ -101,15 +102,19 @@ class Mix:
         rng = self._random
         return rng.randbytes(32) if rng.random() < 0.3 else rng.randrange(10**12).to_bytes(32, "big")
 
-    def _access_list(self) -> list[dict[str, object]]:
+    def _access_list(self) -> list[tuple[bytes, list[bytes]]]:
         rng = self._random
         return [
-            {
-                "address": "0x" + rng.randbytes(20).hex(),
-                "storageKeys": ["0x" + rng.randbytes(32).hex() for _ in range(rng.randint(0, 4))],
-            }
-            for _ in range(rng.randint(1, 3))
+            (rng.randbytes(20), [rng.randbytes(32) for _ in range(rng.randint(0, 4))]) for _ in range(rng.randint(1, 3))
         ]
+
+
+def _listed_json(entries: list[tuple[bytes, list[bytes]]]) -> str:
+    listed = [
+        {"address": "0x" + address.hex(), "storageKeys": ["0x" + key.hex() for key in keys]}
+        for address, keys in entries
+    ]
+    return orjson.dumps(listed).decode()
 
 
 def _words(address: bytes, amount: int) -> bytes:
