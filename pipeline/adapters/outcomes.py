@@ -80,7 +80,7 @@ class PostgresOutcomes:
             async with await psycopg.AsyncConnection.connect(connection_string(self._settings)) as connection:
                 cursor = await connection.execute(query, [source, tx_id])
                 row = await cursor.fetchone()
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             raise unavailable(self._settings, error) from error
         names = [column.name for column in cursor.description or ()]
         return dict(zip(names, row, strict=True)) if row else None
@@ -95,8 +95,10 @@ class PostgresOutcomes:
                 if violations := [*finding.violations, *found]:
                     await cursor.executemany(VIOLATION, list(map(_violation_row, violations)))
                 await cursor.execute(POSITION, (topic, partition, next_offset))
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        except psycopg.Error as error:
             await self.close()
+            if isinstance(error, psycopg.IntegrityError | psycopg.DataError):
+                raise  # a fault of ours, which trying again does not mend
             raise unavailable(self._settings, error) from error
         return found
 
@@ -130,10 +132,8 @@ class PostgresOutcomes:
             connection = await self._connect()
             cursor = await connection.execute(query, parameters)
             return await cursor.fetchall()
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        except psycopg.Error as error:
             await self.close()
-            raise unavailable(self._settings, error) from error
-        except psycopg.errors.UndefinedTable as error:
             raise unavailable(self._settings, error) from error
 
 

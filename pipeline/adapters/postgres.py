@@ -84,7 +84,11 @@ def address(settings: PostgresSettings) -> str:
 
 
 def unavailable(settings: PostgresSettings, error: Exception) -> OncesignError:
-    """The error of a query that could not be answered, from psycopg's or ADBC's."""
+    """The error of a query that could not be answered, from psycopg's or ADBC's.
+
+    Theirs stays its cause, without its frames: those hold the connection string as local variables.
+    """
+    error.__traceback__ = error.__context__ = None
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reason = CLIENT_PREFIX.sub("", lines[0])
     state = getattr(error, "sqlstate", None) or ""

@@ -22,6 +22,6 @@ BEGIN
     EXECUTE format('ALTER TABLE %I ADD COLUMN shard smallint NOT NULL GENERATED ALWAYS AS (id %% %s) STORED',
                    p_name, p_shards);
     EXECUTE format('CREATE INDEX ON %I (shard, created_xid, id)', p_name);
-    PERFORM oncesign_guard_v1(p_name::regclass);
-    RETURN p_name::regclass;
+    PERFORM oncesign_guard_v1(format('%I', p_name)::regclass);
+    RETURN format('%I', p_name)::regclass;
 END $$;
