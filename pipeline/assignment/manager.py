@@ -275,9 +275,11 @@ class KeyManager:
     async def _sleep(self) -> None:
         waiter = asyncio.ensure_future(self._wake.wait())
         timer = asyncio.ensure_future(self._clock.sleep(IDLE_S))
-        await asyncio.wait({waiter, timer}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (waiter, timer):
-            task.cancel()
+        try:
+            await asyncio.wait({waiter, timer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiter.cancel()
+            timer.cancel()
 
     async def _run_command(self) -> bool:
         if not self._commands:

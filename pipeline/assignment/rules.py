@@ -35,6 +35,7 @@ class Assigning:
         self.plan = Plan(guard, view)
         self._now_ms = max(now_ms, view.latest_ms)
         self._ledger = ledger
+        self._free: dict[int, list[KeyRecord]] = {}  # by chain, in turn
         self._starved: set[int] = set()
         self._held_back: set[Stream] = set()
 
@@ -115,11 +116,14 @@ class Assigning:
         return self._assigned(assignment)
 
     def _choose(self, chain_id: int, count: int) -> KeyRecord | None:
-        """The free key of the chain that has been free for longest."""
-        addresses = (address for chain, address in self.plan.view.keys if chain == chain_id)
-        keys = (self.plan.key(chain_id, address) for address in addresses)
-        free = (k for k in keys if k is not None and k.state is KeyState.FREE and k.next_nonce + count <= NONCE_END)
-        return min(free, key=turn, default=None)
+        """The free key of the chain that has been free for longest, taken off the list of this group."""
+        if chain_id not in self._free:
+            held = (h.record for h in self.plan.view.keys.values() if h.record.chain_id == chain_id)
+            self._free[chain_id] = sorted((key for key in held if key.state is KeyState.FREE), key=turn)
+        free = self._free[chain_id]
+        fits = (at for at, key in enumerate(free) if key.next_nonce + count <= NONCE_END)
+        at = next(fits, None)
+        return None if at is None else free.pop(at)
 
     def _made(self, request: AssignRequest, key: KeyRecord | None) -> Assignment:
         return Assignment(
