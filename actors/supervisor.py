@@ -28,8 +28,9 @@ from actors.key_manager import KeyManagerActor
 from actors.names import CALL_TIMEOUT_S, START_TIMEOUT_S, namespace, options
 from actors.signer import SignerActor
 from actors.tx_verifier import TxVerifierActor
-from pipeline.errors import OncesignError, RuntimeFault
+from pipeline.errors import DependencyDown, OncesignError, RuntimeFault
 from pipeline.settings import Settings
+from pipeline.stages.backoff import Backoff
 from pipeline.stages.consumer import Worker
 from pipeline.stream import Stream
 
@@ -41,6 +42,7 @@ RESTART_LONGEST_S: Final = 15.0
 HEALTHY_AFTER_S: Final = 30.0
 """A stage that ran this long starts over with the shortest pause."""
 
+PREPARE_TIMEOUT_S: Final = 60.0
 NAME_TRIES: Final = 60
 NAME_WAIT_S: Final = 0.5
 
@@ -87,6 +89,7 @@ class Member:
 class PipelineStatus:
     """How the pipeline is, as the driver and the command line see it."""
 
+    pid: int = 0
     error: OncesignError | None = None
     members: dict[str, StageStatus | None] = field(default_factory=dict)
     drained: bool = False
@@ -116,9 +119,8 @@ class SupervisorActor:
 
         async def run(stop: asyncio.Event) -> None:
             self._key_manager = self._create_key_manager()
-            await self._lead()
             async with composition.topics(self._settings) as self._topics:
-                await composition.prepare(self._settings, RemoteKeyManager(self._key_manager), self._topics)
+                await self._prepare(stop)
                 self._members = await self._create(verify=verify)
                 self._ready = True
                 await asyncio.gather(self._supervise(stop), self._sweep(stop))
@@ -130,6 +132,7 @@ class SupervisorActor:
         own = self._host.status()
         errors = [own.error] + [m.status.error for m in self._members if m.status is not None and m.status.fatal]
         return PipelineStatus(
+            pid=os.getpid(),
             error=next((error for error in errors if error is not None), None),
             members={member.name: member.status for member in self._members},
             drained=self._ready and own.error is None and await self._drained(),
@@ -157,6 +160,19 @@ class SupervisorActor:
         return KeyManagerActor.options(  # type: ignore[attr-defined] # ray's decorator hides the class
             **detached, namespace=self._namespace
         ).remote(self._settings)
+
+    async def _prepare(self, stop: asyncio.Event) -> None:
+        """Lead, then topics and streams; what a server on its way up refuses is asked again, within a bound."""
+        backoff = Backoff(composition.CLOCK, give_up_s=PREPARE_TIMEOUT_S)
+        while not stop.is_set():
+            try:
+                await self._lead()
+                await composition.prepare(self._settings, RemoteKeyManager(self._key_manager), self._topics)
+            except (DependencyDown, RuntimeFault) as error:
+                log.warning("supervisor: failed, tries again: %s", error)
+                await backoff.pause(error)
+            else:
+                return
 
     async def _lead(self) -> None:
         """Wait until the key manager leads. Raises its refusal."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 
-import click
 import typer
 
 from jobs import bench, checks, config, keys, recovery, rows, servers, signing
@@ -42,17 +41,13 @@ app.add_typer(bench.app, name="bench")
 def main() -> None:
     """Run a command; every expected error is one line and an exit code."""
     try:
-        code = app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        app()
     except OncesignError as error:
         sys.stderr.write(f"error: {error}\n")
-        code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
-        code = INTERRUPTED
-    sys.exit(code)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -175,7 +175,8 @@ class Driver:
             "halted": status.halted,
             "restarts": status.restarts,
             "ready": bool(status.members) and all(_runs(member) for member in status.members.values()),
-            "pids": {name: member.pid for name, member in status.members.items() if member is not None},
+            "pids": {name: member.pid for name, member in status.members.items() if member is not None}
+            | {"driver": os.getpid(), "supervisor": status.pid},
         }
 
     async def _summary(self, status: PipelineStatus) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Annotated, Any, Final, Self
 
+import orjson
 import typer
 from rich.console import Console
 from rich.live import Live
@@ -37,18 +38,21 @@ def sign(
 ) -> None:
     """Run the pipeline on Ray until it is drained or stopped; Ctrl-C finishes what has a key."""
     settings = resolve(load_settings())
-    summary = run_pipeline(settings, until_drained=until_drained, verify=verify)
+    summary = run_pipeline(settings, until_drained=until_drained, verify=verify, as_json=json)
     emit(summary) if json else _tell(summary)
     _raise_for(summary)
 
 
-def run_pipeline(settings: Settings, *, until_drained: bool, verify: bool) -> dict[str, Any]:
-    """Submit the job, show its progress, and return its summary. Raises UsageError, SecretFileError, RuntimeFault."""
+def run_pipeline(settings: Settings, *, until_drained: bool, verify: bool, as_json: bool = False) -> dict[str, Any]:
+    """Submit the job, show its progress, and return its summary.
+
+    Raises UsageError, SecretFileError, RuntimeFault.
+    """
     from jobs import submission  # noqa: PLC0415 - ray takes a second to import
 
     _require_keys(settings)
     warm_kernel()
-    with ProgressView() as view:
+    with ProgressView(as_json=as_json) as view:
         return submission.sign(settings, until_drained=until_drained, verify=verify, progress=view.show)
 
 
@@ -70,9 +74,10 @@ def _require_keys(settings: Settings) -> None:
 
 
 class ProgressView:
-    """A live line on a terminal, a plain line now and then elsewhere; on stderr."""
+    """A live line on a terminal, a plain line now and then elsewhere, every report as JSON when asked; on stderr."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
         self._said_s = -PLAIN_EVERY_S
@@ -89,6 +94,9 @@ class ProgressView:
 
     def show(self, fields: dict[str, Any]) -> None:
         """One report of the driver."""
+        if self._as_json:
+            say(orjson.dumps({"progress": fields}).decode())
+            return
         for stream, reason in fields["halted"].items():
             if stream not in self._halted:
                 self._halted.add(stream)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Final, Self
 
-from pydantic import BaseModel, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.errors import SettingError
 from pipeline.stream import SOURCE_NAME
@@ -18,7 +18,13 @@ from pipeline.stream import SOURCE_NAME
 ENV_PREFIX: Final = "ONCESIGN_"
 
 
-class EtcdSettings(BaseModel):
+class Section(BaseModel):
+    """A group of settings; a misspelt name is refused instead of ignored."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class EtcdSettings(Section):
     """etcd, by its JSON gateway (grpc-gateway, on the client port)."""
 
     endpoints: str = Field("", description="comma-separated http(s)://host:port; empty = the embedded etcd")
@@ -40,7 +46,7 @@ class EtcdSettings(BaseModel):
         return self
 
 
-class PostgresSettings(BaseModel):
+class PostgresSettings(Section):
     """Postgres. What is not in the DSN is taken from libpq's own variables (PGUSER, PGSSLMODE …)."""
 
     dsn: SecretStr = Field(SecretStr(""), description="libpq DSN or URL without password; empty = the embedded one")
@@ -48,7 +54,7 @@ class PostgresSettings(BaseModel):
     connect_timeout_s: int = Field(5, ge=1)
 
 
-class KafkaSettings(BaseModel):
+class KafkaSettings(Section):
     """Kafka."""
 
     bootstrap_servers: str = Field("", description="host:port,…; empty = the embedded broker")
@@ -67,7 +73,7 @@ class KafkaSettings(BaseModel):
     transaction_timeout_s: float = Field(12.0, ge=10.0, le=15.0)
 
 
-class SourceSettings(BaseModel):
+class SourceSettings(Section):
     """A table or view of unsigned transactions for one chain id."""
 
     name: str = "payouts"
@@ -82,17 +88,17 @@ class SourceSettings(BaseModel):
         return self
 
 
-class ReaderSettings(BaseModel):
+class ReaderSettings(Section):
     """Batch reader."""
 
     batch_rows_max: int = Field(1_000, ge=1, le=10_000)
     batch_bytes_max: int = Field(1024 * 1024, ge=256 * 1024, description="of the rows' data and access lists")
-    linger_s: float = Field(0.05, ge=0, description="how long a batch that is not full waits for more rows")
+    linger_s: float = Field(0.1, ge=0, description="how long a batch that is not full waits for more rows")
     poll_max_s: float = Field(0.25, gt=0, description="longest wait between two looks at an idle stream")
     lag_records_max: int = Field(64, ge=1, description="batches of a stream that may wait in Kafka")
 
 
-class PoolSettings(BaseModel):
+class PoolSettings(Section):
     """How many actors, and how much each may hold."""
 
     readers: int = Field(1, ge=1)
@@ -103,7 +109,7 @@ class PoolSettings(BaseModel):
     round_bytes_max: int = Field(16 * 1024 * 1024, ge=1024 * 1024, description="published in one Kafka transaction")
 
 
-class SigningSettings(BaseModel):
+class SigningSettings(Section):
     """What a signer checks of its own work."""
 
     check_rows: int = Field(4, ge=0, description="rows of each batch recovered beside the first and the last; 0 = none")
@@ -124,7 +130,7 @@ class Settings(BaseSettings):
     etcd: EtcdSettings = EtcdSettings()
     postgres: PostgresSettings = PostgresSettings()
     kafka: KafkaSettings = KafkaSettings()
-    sources: Annotated[list[SourceSettings], NoDecode] = [SourceSettings()]
+    sources: list[SourceSettings] = [SourceSettings()]
     reader: ReaderSettings = ReaderSettings()
     pool: PoolSettings = PoolSettings()
     signing: SigningSettings = SigningSettings()

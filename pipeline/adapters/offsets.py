@@ -23,11 +23,16 @@ PASSING: Final = frozenset(
         KafkaError.LEADER_NOT_AVAILABLE,
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._TIMED_OUT,  # noqa: SLF001 - a public code with an odd name
+        KafkaError._TRANSPORT,  # noqa: SLF001 - as above
     }
 )
 """Answers of a broker that is still on its way up, or of a topic that was made a moment ago."""
 
 ASK_AGAIN_S: Final = 0.1
+ASK_TIMEOUT_S: Final = 5.0
+ANSWER_TIMEOUT_S: Final = 30.0
+"""A broker that has just started takes some seconds to find its coordinators."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +79,11 @@ class GroupOffsets:
 
     def _committed(self, group: str, topic: str, partitions: int) -> Mapping[int, Committed]:
         wanted = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, p) for p in range(partitions)])
-        deadline_s = time.monotonic() + CALL_TIMEOUT_S
+        deadline_s = time.monotonic() + ANSWER_TIMEOUT_S
         while True:
             answer = self._result(
                 lambda: self._admin.list_consumer_group_offsets(
-                    [wanted], require_stable=True, request_timeout=CALL_TIMEOUT_S
+                    [wanted], require_stable=True, request_timeout=ASK_TIMEOUT_S
                 )[group]
             )
             found = answer.topic_partitions if answer is not None else []
@@ -95,7 +100,7 @@ class GroupOffsets:
             group, [TopicPartition(topic, p, at.offset, at.metadata) for p, at in offsets.items()]
         )
         answer = self._result(
-            lambda: self._admin.alter_consumer_group_offsets([wanted], request_timeout=CALL_TIMEOUT_S)[group]
+            lambda: self._admin.alter_consumer_group_offsets([wanted], request_timeout=ASK_TIMEOUT_S)[group]
         )
         for tp in answer.topic_partitions:
             if tp.error is not None:
@@ -111,7 +116,7 @@ class GroupOffsets:
         def ask() -> _Together:
             asked = dict.fromkeys(wanted, spec)
             return _Together(
-                self._admin.list_offsets(asked, isolation_level=level, request_timeout=CALL_TIMEOUT_S), wanted
+                self._admin.list_offsets(asked, isolation_level=level, request_timeout=ASK_TIMEOUT_S), wanted
             )
 
         return tuple(int(found.offset) for found in self._result(ask))
@@ -128,10 +133,10 @@ class GroupOffsets:
 
     def _result(self, ask: Callable[[], Any]) -> Any:
         """The answer; asked again while a coordinator is on its way. None for a group that does not exist."""
-        deadline_s = time.monotonic() + CALL_TIMEOUT_S
+        deadline_s = time.monotonic() + ANSWER_TIMEOUT_S
         while True:
             try:
-                return ask().result(CALL_TIMEOUT_S * 2)
+                return ask().result(ASK_TIMEOUT_S * 2)
             except KafkaException as error:
                 code = error.args[0].code()
                 if code == KafkaError.GROUP_ID_NOT_FOUND:
