@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import Final
 
 import orjson
@@ -31,6 +32,10 @@ SHAPES: Final = (
     ("listed", 3),
 )
 TYPES: Final = ((2, 80), (0, 15), (1, 5))
+SHAPE_NAMES: Final = [name for name, _ in SHAPES]
+SHAPE_SHARES: Final = list(accumulate(share for _, share in SHAPES))
+TYPE_NUMBERS: Final = [kind for kind, _ in TYPES]
+TYPE_SHARES: Final = list(accumulate(share for _, share in TYPES))
 
 
 class Mix:
@@ -54,7 +59,7 @@ class Mix:
 
     def _row(self) -> Row:
         rng = self._random
-        shape = rng.choices([name for name, _ in SHAPES], [share for _, share in SHAPES])[0]
+        shape = rng.choices(SHAPE_NAMES, cum_weights=SHAPE_SHARES)[0]
         kind = 1 if shape == "listed" and rng.random() < 0.5 else 2 if shape == "listed" else self._type()
         to, value, gas, data = self._body(shape)
         tip = int(rng.lognormvariate(0, 0.6) * GWEI)
@@ -75,7 +80,7 @@ class Mix:
         )
 
     def _type(self) -> int:
-        return self._random.choices([kind for kind, _ in TYPES], [share for _, share in TYPES])[0]
+        return self._random.choices(TYPE_NUMBERS, cum_weights=TYPE_SHARES)[0]
 
     def _body(self, shape: str) -> tuple[bytes | None, int, int, bytes]:
         """Recipient, value, a sufficient gas limit, and data."""
