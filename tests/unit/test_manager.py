@@ -75,6 +75,24 @@ async def test_a_key_that_is_in_the_pool_is_not_imported_again_by_two_at_once(wo
     assert world.key(1).next_nonce == 0
 
 
+async def test_a_key_may_serve_a_second_chain_under_its_first_seal(world: World) -> None:
+    node = await world.opened(keys=1)
+    await world.clock.until(node.manager.import_keys([(5, address(1), b"sealed anew", 3)]))
+    sealed = world.etcd.get(PATHS.sealed(address(1)))
+    assert sealed is not None
+    assert sealed.value == b"sealed"
+    assert [key.chain_id for key in await node.manager.list_keys()] == [CHAIN, 5]
+
+
+async def test_one_that_stops_leaves_nothing_running(world: World) -> None:
+    before = asyncio.all_tasks()
+    node = await world.opened()
+    await world.clock.advance(1.0)
+    await world.clock.until(node.manager.stop())
+    await settle()
+    assert asyncio.all_tasks() == before
+
+
 async def test_a_stream_of_another_chain_or_postgres_is_refused(world: World) -> None:
     node = await world.opened()
     for other in (StreamRecord(A, 5, SYSTEM), StreamRecord(A, CHAIN, "other")):

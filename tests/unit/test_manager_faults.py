@@ -207,6 +207,20 @@ async def test_a_lost_lease_ends_the_key_manager(world: World) -> None:
     assert node.fence_lost == [True]
 
 
+async def test_a_leader_that_is_lost_while_it_writes_is_lost_once(world: World) -> None:
+    node = await world.opened()
+    node.store.faults.extend([Fault.LOST_REQUEST] * 30)
+    call = asyncio.ensure_future(node.manager.assign([request(A, 1)], 60.0))
+    await settle()
+    for lease in list(world.etcd.leases):
+        world.etcd.revoke(lease)
+    with pytest.raises(NotLeader):
+        await world.clock.until(call)
+    await world.clock.advance(5.0)
+    assert node.fence_lost == [True]
+    assert world.etcd.get(PATHS.assignment(A, 1)) is None
+
+
 async def test_a_lost_answer_to_the_claim_itself(world: World) -> None:
     node = world.node()
     node.store.faults.extend([Fault.LOST_REPLY, None, Fault.LOST_REPLY])
