@@ -11,7 +11,6 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from pipeline.adapters.batch_log import KafkaBatchLog
@@ -139,7 +138,7 @@ async def sweeper(settings: Settings, worker: Worker, desk: Desk, signers: Signe
 
 async def signer(settings: Settings, worker: str) -> Signer:
     """A signer, its kernel compiled and its key-encryption key read. Lives as long as its process."""
-    kek = Kek.load(kek_file(settings))
+    kek = Kek.load(settings.kek_path)
     kernel = NativeKernel()
     await kernel.warm()
     ledger = PostgresLedger(settings.postgres)
@@ -180,11 +179,6 @@ def outlets(settings: Settings) -> Outlets:
     """Where signed and rejected go."""
     names = Topics(settings.kafka.topic_prefix)
     return Outlets(names.signed, names.rejected, settings.kafka.signed_partitions)
-
-
-def kek_file(settings: Settings) -> Path:
-    """The file with the key-encryption key."""
-    return settings.kek_file or settings.data_dir / "kek"
 
 
 async def _source(stack: AsyncExitStack, settings: Settings, source: SourceSettings) -> PostgresSource:

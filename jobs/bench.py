@@ -21,7 +21,7 @@ def kernel(
     json: Json = False,
 ) -> None:
     """Compare the signing kernel with bare libsecp256k1 calls and with eth-account, in interleaved rounds."""
-    from jobs.bench_kernel import bench  # noqa: PLC0415 - eth-account is only needed here
+    from jobs.bench_kernel import bench
 
     emit_fields(bench(count, rounds), as_json=json)
 
@@ -33,7 +33,7 @@ def pipeline(
     json: Json = False,
 ) -> None:
     """Insert rows, drain them, and say what each group of processes took for it."""
-    from jobs.bench_pipeline import bench  # noqa: PLC0415 - ray takes a second to import
+    from jobs.bench_pipeline import bench
 
     settings = resolve(load_settings())
     emit_fields(bench(settings, count, verify=verify), as_json=json)
@@ -46,7 +46,7 @@ def latency(
     json: Json = False,
 ) -> None:
     """Commit rows at a steady rate; from commit in Postgres to read-committed on tx.signed."""
-    from jobs.bench_latency import bench  # noqa: PLC0415 - as above
+    from jobs.bench_latency import bench
 
     settings = resolve(load_settings())
     emit_fields(asyncio.run(bench(settings, rate, seconds)), as_json=json)

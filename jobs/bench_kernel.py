@@ -172,7 +172,7 @@ def _sign_hashes(library: Any, key: Any, hashes: Any, struct: Any) -> Any:
 
 def _eth_account(rows: Sequence[Row]) -> Callable[[], object]:
     try:
-        from eth_account import Account  # noqa: PLC0415 - a development dependency; only this command wants it
+        from eth_account import Account
     except ImportError as error:
         raise UsageError("the reference, eth-account, is not installed.", hint="pip install 'oncesign[dev]'") from error
     account = Account.from_key(SECRET)

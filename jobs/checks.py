@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from actors import composition
 from jobs.loading import load_settings
 from jobs.output import Json, emit, emit_fields, emit_list, say
-from pipeline.adapters.outcomes import PostgresOutcomes
 from pipeline.errors import ViolationFound
 from pipeline.local.cache import progress
 from pipeline.local.resolve import resolve
 from pipeline.settings import Settings
-from pipeline.stages.violation import Violation
 
-SHOWN_MAX = 20
+if TYPE_CHECKING:
+    from pipeline.stages.violation import Violation
+
+SHOWN_MAX: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,9 @@ def verify(json: Json = False) -> None:
 
 async def examine(settings: Settings) -> Report:
     """Look at all that is published, then for what is missing. Raises DependencyDown."""
+    from actors import composition
+    from pipeline.adapters.outcomes import PostgresOutcomes
+
     async with composition.verifier(settings) as verifier:
         await verifier.catch_up()
         violations = await verifier.reconcile()
@@ -67,7 +70,7 @@ def tx(
     json: Json = False,
 ) -> None:
     """Show the life of one row: row, batch, key, nonce, hash, bytes, ledger, Kafka position, outcome."""
-    from jobs.overview import life_of  # noqa: PLC0415 - keeps `--help` fast
+    from jobs.overview import life_of
 
     settings = resolve(load_settings())
     life = asyncio.run(life_of(settings, source or settings.sources[0].name, tx_id))
@@ -82,7 +85,7 @@ def tx(
 
 def assignments(json: Json = False) -> None:
     """List batches that have a key and are not released yet: which worker holds which key, and since when."""
-    from jobs.overview import assignments as read  # noqa: PLC0415 - as above
+    from jobs.overview import assignments as read
 
     rows = asyncio.run(read(resolve(load_settings())))
     titles = ("stream", "seq", "address", "first_nonce", "count", "worker", "node", "since")

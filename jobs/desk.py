@@ -86,7 +86,7 @@ class RemoteDesk:
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[None]]:
         async def call(*args: Any) -> None:
-            from actors.clients import ask  # noqa: PLC0415 - ray takes a second to import, and most commands need none
+            from actors.clients import ask
 
             await ask(getattr(self._actor, method).remote(*args), CALL_TIMEOUT_S, "the key manager")
 
@@ -95,16 +95,16 @@ class RemoteDesk:
 
 def _running_manager(settings: Settings) -> Any:
     """The key manager actor of the data directory's Ray cluster, if there is one."""
-    from actors import cluster  # noqa: PLC0415 - as above
+    from actors import cluster
 
     head = cluster.running(settings.data_dir)
     if head is None:
         return None
-    import ray  # noqa: PLC0415 - as above
+    import ray
 
-    from actors.key_manager import NAME  # noqa: PLC0415 - as above
-    from actors.names import find, namespace  # noqa: PLC0415 - as above
-    from pipeline.errors import RayUnavailable  # noqa: PLC0415 - as above
+    from actors.key_manager import NAME
+    from actors.names import find, namespace
+    from pipeline.errors import RayUnavailable
 
     os.environ |= cluster.environment(head.token_file)
     ray.init(head.address, namespace=namespace(settings.deployment), log_to_driver=False, logging_level=logging.ERROR)

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from actors.composition import kek_file
 from pipeline.adapters.etcd import EtcdStore
 from pipeline.adapters.migrations import migrate
 from pipeline.adapters.postgres_source import PostgresSource
@@ -63,7 +62,7 @@ async def kafka(settings: Settings) -> str:
 async def key_encryption_key(settings: Settings) -> str:
     """The KEK can be read, and opens a key of the pool."""
     resolved = resolve(settings)
-    kek = Kek.load(kek_file(settings))
+    kek = Kek.load(settings.kek_path)
     store = EtcdStore(resolved.etcd)
     try:
         sealed = await store.list(Paths(settings.deployment).sealed_keys)

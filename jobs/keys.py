@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from actors.composition import kek_file
-from jobs.desk import etcd_view, key_desk
 from jobs.loading import load_settings
 from jobs.output import Json, emit, emit_list, say
-from pipeline.assignment.records import KeyRecord
-from pipeline.custody.generation import address_of, new_secret
-from pipeline.custody.keystore import open_keystores
-from pipeline.custody.sealing import Kek
 from pipeline.errors import UsageError
 from pipeline.local.resolve import resolve
 from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.assignment.records import KeyRecord
+    from pipeline.custody.sealing import Kek
 
 app = typer.Typer(no_args_is_help=True, help="The pool of keys: create, import, list, disable, enable.")
 
@@ -49,6 +47,8 @@ def import_(
     json: Json = False,
 ) -> None:
     """Import private keys from keystore V3 files: all of them or none."""
+    from pipeline.custody.keystore import open_keystores
+
     settings = resolve(load_settings())
     kek = open_kek(settings)
     keys = open_keystores(files, password_file)
@@ -84,6 +84,8 @@ def enable(address: str, source: Source = "") -> None:
 
 async def create_keys(settings: Settings, kek: Kek, count: int, source: str = "") -> list[str]:
     """Make and import; the addresses."""
+    from pipeline.custody.generation import address_of, new_secret
+
     chain_id = _chain_id(settings, source)
     keys = []
     for _ in range(count):
@@ -96,7 +98,9 @@ async def create_keys(settings: Settings, kek: Kek, count: int, source: str = ""
 
 def open_kek(settings: Settings) -> Kek:
     """The key-encryption key; the data directory's own is made on first use. Raises SecretFileError."""
-    path = kek_file(settings)
+    from pipeline.custody.sealing import Kek
+
+    path = settings.kek_path
     if settings.kek_file is None and not path.exists():
         say(f"made a key-encryption key in {path}; keep a copy of it: without it no key can be opened")
         return Kek.create(path)
@@ -104,11 +108,15 @@ def open_kek(settings: Settings) -> Kek:
 
 
 async def _import(settings: Settings, keys: list[tuple[int, str, bytes, int]]) -> None:
+    from jobs.desk import key_desk
+
     async with key_desk(settings) as desk:
         await desk.import_keys(keys)
 
 
 async def _list(settings: Settings) -> list[dict[str, Any]]:
+    from jobs.desk import etcd_view
+
     async with etcd_view(settings) as view:
         return [row_of(key) for key in view.oldest_first()]
 
@@ -128,6 +136,8 @@ def row_of(key: KeyRecord) -> dict[str, Any]:
 
 
 def _change(what: str, address: str, source: str) -> None:
+    from jobs.desk import key_desk
+
     settings = resolve(load_settings())
 
     async def change() -> None:

@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.desk import etcd_view, key_desk
 from jobs.loading import load_settings
 from jobs.output import say
-from pipeline.adapters.topics import TopicAdmin
 from pipeline.errors import UsageError
 from pipeline.local.resolve import resolve
 from pipeline.settings import Settings
@@ -30,6 +28,9 @@ def recover(
 
 
 async def _recover(settings: Settings, stream: Stream, *, from_start: bool) -> None:
+    from jobs.desk import etcd_view, key_desk
+    from pipeline.adapters.topics import TopicAdmin
+
     source = settings.source(stream.source)
     async with etcd_view(settings) as view:
         if stream not in view.streams:

@@ -9,14 +9,10 @@ import typer
 
 from jobs.loading import load_settings
 from jobs.output import Json, emit, say
-from pipeline.adapters import migrations
 from pipeline.errors import UsageError
 from pipeline.local.cache import progress
 from pipeline.local.resolve import resolve
 from pipeline.settings import Settings, SourceSettings
-from pipeline.stock import files
-from pipeline.stock.mix import Mix
-from pipeline.stock.row import insert
 
 
 def migrate(
@@ -24,6 +20,8 @@ def migrate(
     json: Json = False,
 ) -> None:
     """Make or bring up to date the tables in Postgres."""
+    from pipeline.adapters import migrations
+
     applied = migrations.migrate(resolve(load_settings()).postgres, dry_run=dry_run)
     if json:
         emit({"dry_run": dry_run, "migrations": applied})
@@ -43,6 +41,9 @@ def stock(
     json: Json = False,
 ) -> None:
     """Insert rows to sign: mocked ones that look like real traffic, or your own from a file, all of them or none."""
+    from pipeline.stock import files
+    from pipeline.stock.row import insert
+
     settings = resolve(load_settings())
     target = settings.source(source or settings.sources[0].name)
     if from_parquet and from_csv:
@@ -60,5 +61,8 @@ def stock(
 
 def stock_mocked(settings: Settings, target: SourceSettings, count: int, seed: int, invalid: float) -> int:
     """Insert mocked rows; how many."""
+    from pipeline.stock.mix import Mix
+    from pipeline.stock.row import insert
+
     with progress(f"inserting {count:,} mocked transactions"):
         return insert(settings.postgres, target.table, Mix(seed, target.chain_id).rows(count, invalid))

@@ -59,7 +59,7 @@ def addresses(settings: Settings) -> dict[str, Any]:
 
 def down() -> None:
     """Stop Ray and the embedded servers of the data directory; the data stays."""
-    from actors import cluster  # noqa: PLC0415 - ray takes a second to import
+    from actors import cluster
 
     settings = load_settings()
     ray_stopped = cluster.stop(settings.data_dir) if settings.data_dir.exists() else False
@@ -83,8 +83,8 @@ def status(json: Json = False) -> None:
 
 
 def _pipeline_fields(settings: Settings) -> dict[str, Any]:
-    from actors import cluster  # noqa: PLC0415 - as above
-    from jobs.overview import overview  # noqa: PLC0415 - as above
+    from actors import cluster
+    from jobs.overview import overview
 
     head = cluster.running(settings.data_dir)
     fields: dict[str, Any] = {"dashboard": head.dashboard if head else None}
@@ -96,7 +96,7 @@ def _pipeline_fields(settings: Settings) -> dict[str, Any]:
 
 def doctor(json: Json = False) -> None:
     """Try every dependency and say, for each, whether it serves and what to do if not; exit 3 when one does not."""
-    from jobs.examination import EXAMINATIONS  # noqa: PLC0415 - as above
+    from jobs.examination import EXAMINATIONS
 
     settings = load_settings()
     failures = []

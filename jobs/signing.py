@@ -17,12 +17,10 @@ from jobs.loading import load_settings
 from jobs.output import Json, emit, say
 from jobs.rows import stock_mocked
 from jobs.servers import bring_up
-from pipeline.adapters import migrations
 from pipeline.errors import UsageError, ViolationFound
 from pipeline.local.cache import progress
 from pipeline.local.resolve import resolve
 from pipeline.settings import Settings
-from pipeline.stages.violation import ViolationKind
 
 DEMO_KEYS: Final = 32
 DEMO_INVALID_SHARE: Final = 0.01
@@ -48,7 +46,7 @@ def run_pipeline(settings: Settings, *, until_drained: bool, verify: bool, as_js
 
     Raises UsageError, SecretFileError, RuntimeFault.
     """
-    from jobs import submission  # noqa: PLC0415 - ray takes a second to import
+    from jobs import submission
 
     _require_keys(settings)
     warm_kernel()
@@ -59,13 +57,13 @@ def run_pipeline(settings: Settings, *, until_drained: bool, verify: bool, as_js
 def warm_kernel() -> None:
     """Compile the kernel here, once, where its progress can be seen, instead of in every signer at once."""
     with progress("loading the signing kernel (compiled once, for a minute)"):
-        from pipeline.ethereum import kernel  # noqa: PLC0415 - numba takes a second to import
+        from pipeline.ethereum import kernel
 
         kernel.warm()
 
 
 def _require_keys(settings: Settings) -> None:
-    from jobs.overview import overview  # noqa: PLC0415 - as above
+    from jobs.overview import overview
 
     open_kek(settings)
     keys = asyncio.run(overview(settings))["keys"]
@@ -133,6 +131,8 @@ def demo(
     count: Annotated[int, typer.Option(min=1, help="How many mocked transactions.")] = 100_000,
 ) -> None:
     """Do everything once: servers, tables, keys, mocked rows, sign, verify; the last line is JSON."""
+    from pipeline.adapters import migrations
+
     settings = load_settings()
     bring_up(settings)
     settings = resolve(settings)
@@ -149,7 +149,7 @@ def demo(
 
 def ensure_keys(settings: Settings) -> None:
     """Make DEMO_KEYS keys when the pool is empty."""
-    from jobs.overview import overview  # noqa: PLC0415 - as above
+    from jobs.overview import overview
 
     kek = open_kek(settings)
     if not asyncio.run(overview(settings))["keys"]:
@@ -158,20 +158,20 @@ def ensure_keys(settings: Settings) -> None:
 
 
 def _outcome_counts(settings: Settings) -> dict[str, int]:
-    from jobs.overview import overview  # noqa: PLC0415 - as above
+    from jobs.overview import overview
 
     counts: dict[str, int] = asyncio.run(overview(settings))["outcomes"]
     return counts
 
 
 def _conclude(settings: Settings, before: dict[str, int], summary: dict[str, Any], seconds: float) -> None:
-    from actors import cluster  # noqa: PLC0415 - as above
-    from jobs.checks import examine  # noqa: PLC0415 - as above
+    from actors import cluster
+    from jobs.checks import examine
 
     after = _outcome_counts(settings)
     with progress("looking for gaps, repeats and missing rows"):
         report = asyncio.run(examine(settings))
-    kinds = [violation.kind for violation in report.violations]
+    kinds = [violation.kind.value for violation in report.violations]
     duplicates = sum(kind in DUPLICATES for kind in kinds)
     lost = sum(kind in LOSSES for kind in kinds)
     signed, rejected = after["signed"] - before["signed"], after["rejected"] - before["rejected"]
@@ -198,10 +198,8 @@ def _conclude(settings: Settings, before: dict[str, int], summary: dict[str, Any
         raise ViolationFound(f"the verifier found {len(report.violations)} violation(s).", hint="Run: oncesign verify")
 
 
-DUPLICATES: Final = frozenset({ViolationKind.TRANSACTION_TWICE, ViolationKind.NONCE_TWICE, ViolationKind.BATCH_TWICE})
-LOSSES: Final = frozenset(
-    {ViolationKind.ROW_WITHOUT_OUTCOME, ViolationKind.NONCE_GAP, ViolationKind.BATCH_NOT_PUBLISHED}
-)
+DUPLICATES: Final = frozenset({"transaction_twice", "nonce_twice", "batch_twice"})
+LOSSES: Final = frozenset({"row_without_outcome", "nonce_gap", "batch_not_published"})
 
 
 def _tell(summary: dict[str, Any]) -> None:
@@ -214,6 +212,6 @@ def _tell(summary: dict[str, Any]) -> None:
 
 
 def _raise_for(summary: dict[str, Any]) -> None:
-    from jobs import submission  # noqa: PLC0415 - as above
+    from jobs import submission
 
     submission.check(summary)

@@ -135,6 +135,11 @@ class Settings(BaseSettings):
     pool: PoolSettings = PoolSettings()
     signing: SigningSettings = SigningSettings()
 
+    @property
+    def kek_path(self) -> Path:
+        """The file with the key-encryption key."""
+        return self.kek_file or self.data_dir / "kek"
+
     def source(self, name: str) -> SourceSettings:
         """Raises SettingError for a source that is not configured."""
         for source in self.sources:

@@ -1,0 +1,65 @@
+"""What README and docs say of commands, settings and codes is all there, and there is nothing else."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.loading import variable_names
+from pipeline.ethereum.reasons import Reason
+from pipeline.stages.violation import ViolationKind
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FORMATS = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))]
+COMMANDS = (
+    "demo", "up", "down", "status", "doctor", "migrate", "stock", "sign", "verify", "tx", "assignments", "recover",
+    "config", "keys", "bench",
+)  # fmt: skip
+
+
+def help_of(*command: str) -> str:
+    argv = [sys.executable, "-m", "jobs.app", *command, "--help"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True, env={"COLUMNS": "200"})
+    return done.stdout
+
+
+def test_help_names_every_command_and_the_readme_describes_it() -> None:
+    text = help_of()
+    for command in COMMANDS:
+        assert re.search(rf"│ {command} ", text), command
+        assert f"`{command}" in README or f"`{command} " in README, command
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str) -> None:
+    assert len(help_of(command)) > 150
+
+
+def test_every_reason_code_is_documented() -> None:
+    codes = {reason.code for reason in Reason if reason is not Reason.SIGNABLE}
+    for code in codes:
+        assert f"`{code}`" in README, code
+        assert f"| `{code}` |" in FORMATS, code
+
+
+def test_every_violation_is_documented() -> None:
+    for kind in ViolationKind:
+        assert f"`{kind.value}`" in FORMATS, kind
+
+
+def test_only_real_settings_are_named() -> None:
+    known = set(variable_names()) | {"ONCESIGN_CACHE_DIR"}
+    for page in PAGES:
+        for name in re.findall(r"ONCESIGN_[A-Z_]+[A-Z]", page):
+            assert name in known, name
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((docs/[a-z]+\.md)\)", README):
+        assert (ROOT / target).exists(), target
