@@ -7,6 +7,7 @@ the whole condition.
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,19 +22,28 @@ from pipeline.adapters.postgres import Database, unavailable, uri
 from pipeline.adapters.source_shape import check_shape
 from pipeline.errors import OncesignError
 from pipeline.ethereum.rows import batch_columns
+from pipeline.ethereum.validity import DATA_MAX_BYTES
 from pipeline.settings import PostgresSettings, SourceSettings
 from pipeline.stream import Cursor
 
 READERS_MAX: Final = 4
 """Connections that one reader actor opens; more streams than that take turns."""
 
+PAGE_BYTES_MAX: Final = 8 * 1024 * 1024
+"""A page of rows ends with the piece that reaches this; ADBC hands rows over in pieces of about 16 MB."""
+
+LIST_MAX_BYTES: Final = 1_000_000
+"""Stored size from which an access list has certainly more than ACCESS_LIST_KEYS_MAX entries."""
+
 COLUMNS_OF: Final = """
 SELECT row.created_xid::text::bigint AS created_xid, row.id, row.type::bigint AS type, row.chain_id, row."to",
        row.value::text AS value, row.gas_limit::bigint AS gas_limit, row.max_fee_per_gas::text AS max_fee_per_gas,
-       row.max_priority_fee_per_gas::text AS max_priority_fee_per_gas, row.data, row.access_list::text AS access_list
+       row.max_priority_fee_per_gas::text AS max_priority_fee_per_gas, substring(row.data FOR {data_max}) AS data,
+       CASE WHEN pg_column_size(row.access_list) > {list_max} THEN '0' ELSE row.access_list::text END AS access_list
 FROM {table} AS row
 """
-"""Columns are qualified: a bare `ORDER BY created_xid` would mean the bigint above, which no index has."""
+"""Columns are qualified: a bare `ORDER BY created_xid` would mean the bigint above, which no index has. What is too
+long to be signed is cut such that it is rejected all the same."""
 
 FROM: Final = "WHERE row.shard = {shard} AND (row.created_xid, row.id) > ('{xid}'::xid8, '{id}'::bigint) "
 
@@ -46,6 +56,11 @@ IN_INDEX_ORDER: Final = "SELECT set_config('enable_sort', 'off', false), set_con
 """Without statistics Postgres takes a shard for few rows, and would fetch and sort all that is left of it each time."""
 
 BETWEEN: Final = "AND (row.created_xid, row.id) <= ('{to_xid}'::xid8, '{to_id}'::bigint) " + ORDER
+
+
+def select(table: str, where: str) -> str:
+    """The query for rows of a quoted table."""
+    return COLUMNS_OF.format(table=table, data_max=DATA_MAX_BYTES + 1, list_max=LIST_MAX_BYTES) + where
 
 
 class PostgresSource:
@@ -72,7 +87,8 @@ class PostgresSource:
 
     async def rows_after(self, shard: int, after: Cursor, limit: int) -> pa.Table:
         """See ports.Source."""
-        return await self._arrow((FROM + AFTER).format(shard=shard, xid=after.xid, id=after.id, limit=limit))
+        where = (FROM + AFTER).format(shard=shard, xid=after.xid, id=after.id, limit=limit)
+        return await self._arrow(where, PAGE_BYTES_MAX)
 
     async def rows_between(self, shard: int, prev: Cursor, cursor: Cursor) -> pa.Table:
         """See ports.Source."""
@@ -106,20 +122,28 @@ class PostgresSource:
             row = await cursor.fetchone()
             return row[0] if row else None
 
-    async def _arrow(self, where: str) -> pa.Table:
-        query = COLUMNS_OF.format(table=self._table) + where
+    async def _arrow(self, where: str, bytes_max: int = sys.maxsize) -> pa.Table:
+        query = select(self._table, where)
         return await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: batch_columns(self._fetch(query))
+            self._threads, lambda: batch_columns(self._fetch(query, bytes_max))
         )
 
-    def _fetch(self, query: str) -> Any:
-        """A pyarrow table of the columns COLUMNS_OF."""
+    def _fetch(self, query: str, bytes_max: int) -> pa.Table:
+        """The rows of COLUMNS_OF, the first of them when they are more than `bytes_max`."""
         try:
             connection = self._connection()
             with connection.cursor() as cursor:
                 cursor.execute(query)
-                return cursor.fetch_arrow_table()
-        except adbc_driver_manager.Error as error:
+                reader = cursor.fetch_record_batch()
+                batches: list[pa.RecordBatch] = []
+                for batch in reader:
+                    batches.append(batch)
+                    bytes_max -= batch.nbytes
+                    if bytes_max <= 0:
+                        self._drop()  # cheaper than to wait for what nobody will read
+                        break
+                return pa.Table.from_batches(batches, reader.schema)
+        except (adbc_driver_manager.Error, pa.ArrowException, OSError) as error:
             self._drop()
             raise self._error(error) from error
 

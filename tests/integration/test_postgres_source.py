@@ -13,8 +13,9 @@ import pytest
 from pydantic import SecretStr
 
 from pipeline.adapters.postgres import connection_string
-from pipeline.adapters.postgres_source import AFTER, COLUMNS_OF, FROM, IN_INDEX_ORDER, PostgresSource
+from pipeline.adapters.postgres_source import AFTER, FROM, IN_INDEX_ORDER, PostgresSource, select
 from pipeline.errors import DatabaseUnavailable, SettingError
+from pipeline.ethereum.reasons import Reason
 from pipeline.settings import PostgresSettings, SourceSettings
 from pipeline.stock.mix import Mix
 from pipeline.stock.row import insert
@@ -93,7 +94,7 @@ def test_what_can_never_be_right_is_not_taken(connection: Connection, column: st
     fields = {"chain_id": "1", "gas_limit": "21000", "max_fee_per_gas": "5"} | {column: value}
     names = ", ".join(f'"{name}"' for name in fields)
     with pytest.raises(psycopg.errors.CheckViolation):
-        connection.execute(f"INSERT INTO transactions ({names}) VALUES ({', '.join(fields.values())})")  # noqa: S608
+        connection.execute(f"INSERT INTO transactions ({names}) VALUES ({', '.join(fields.values())})")
 
 
 # ── how it is read ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -105,9 +106,7 @@ def test_a_page_is_read_in_index_order(postgres: PostgresSettings, connection: C
     connection.execute(before)
     connection.execute(IN_INDEX_ORDER)
     for after in (START, Cursor(700, 5), Cursor(2**40, 5)):
-        query = (COLUMNS_OF + FROM + AFTER).format(
-            table='"transactions"', shard=3, xid=after.xid, id=after.id, limit=1000
-        )
+        query = select('"transactions"', (FROM + AFTER).format(shard=3, xid=after.xid, id=after.id, limit=1000))
         plan = "\n".join(line for [line] in connection.execute("EXPLAIN " + query).fetchall())
         assert "Index Scan using transactions_cursor" in plan
         assert "Sort" not in plan
@@ -231,7 +230,7 @@ async def test_a_second_source_is_made_by_a_function(postgres: PostgresSettings,
     await checked(postgres, name="payroll", table="Pay roll", shards=3)
     connection.execute(f"{INSERT.replace('transactions', table)}, (1, 21000, 5), (1, 21000, 5)")
     with pytest.raises(psycopg.errors.RestrictViolation):
-        connection.execute(f"DELETE FROM {table}")  # noqa: S608
+        connection.execute(f"DELETE FROM {table}")
     made = PostgresSource(postgres, SourceSettings(name="payroll", table="Pay roll", chain_id=1, shards=3))
     assert [(await made.rows_after(shard, START, 9)).num_rows for shard in range(3)] == [1, 1, 1]
     assert await made.remaining(1, START) == 1
@@ -291,3 +290,33 @@ async def test_the_first_source_passes(postgres: PostgresSettings, connection: C
     await checked(postgres)
     with pytest.raises(SettingError, match="has 8 shards, the settings say 4"):
         await checked(postgres, shards=4)
+
+
+# ── large rows ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_page_of_large_rows_ends_early_and_goes_on(connection: Connection, source: PostgresSource) -> None:
+    connection.execute(
+        "INSERT INTO transactions (chain_id, gas_limit, max_fee_per_gas, data)"
+        " SELECT 1, 9000000, 5, convert_to(repeat('x', 130000), 'UTF8') FROM generate_series(1, 1600)"
+    )
+    pages, cursor = [], START
+    while (table := await source.rows_after(3, cursor, 1_000)).num_rows:
+        pages.append(table.num_rows)
+        assert table.nbytes < 40 * 1024 * 1024
+        end = table.slice(table.num_rows - 1)
+        cursor = Cursor(end["created_xid"][0].as_py(), end["id"][0].as_py())
+    assert sum(pages) == 200
+    assert len(pages) > 1
+
+
+async def test_what_is_too_long_is_cut_and_rejected(connection: Connection, source: PostgresSource) -> None:
+    data = "convert_to(repeat('x', 5000000), 'UTF8')"
+    connection.execute(f"{INSERT.replace('max_fee_per_gas)', 'max_fee_per_gas, data)')[:-1]}, {data})")
+    keys = "(SELECT jsonb_agg('0x' || encode(sha256(i::text::bytea), 'hex')) FROM generate_series(1, 40000) i)"
+    listed = f"jsonb_build_array(jsonb_build_object('address', '0x{'11' * 20}', 'storageKeys', {keys}))"
+    connection.execute(f"{INSERT.replace('max_fee_per_gas)', 'max_fee_per_gas, access_list)')[:-1]}, {listed})")
+    table = await source.rows_of([1, 2])
+    assert table.nbytes < 1_000_000
+    defects = dict(zip(table["id"].to_pylist(), table["defect"].to_pylist(), strict=True))
+    assert defects == {1: Reason.DATA_TOO_LARGE, 2: Reason.ACCESS_LIST_MALFORMED}
