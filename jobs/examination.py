@@ -44,6 +44,8 @@ async def postgres(settings: Settings) -> str:
         table = PostgresSource(resolved.postgres, source)
         try:
             await table.check()
+            if writer := await table.held_back_by():
+                return f"serves; rows committed since then wait for {writer}"
         finally:
             await table.close()
     return "serves; the tables of all sources are there"

@@ -63,6 +63,19 @@ def select(table: str, where: str) -> str:
     return COLUMNS_OF.format(table=table, data_max=DATA_MAX_BYTES + 1, list_max=LIST_MAX_BYTES) + where
 
 
+OLDEST_WRITER: Final = """
+SELECT format('%s, open since %s', who, to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS "UTC"')) FROM (
+    SELECT format('process %s (%s, user %s, database %s)', pid, coalesce(nullif(application_name, ''), 'unnamed'),
+                  usename, datname) AS who, xact_start AS since, age(backend_xid) AS age
+    FROM pg_stat_activity WHERE backend_xid IS NOT NULL
+    UNION ALL
+    SELECT format('prepared transaction %s (user %s, database %s)', gid, owner, database), prepared, age(transaction)
+    FROM pg_prepared_xacts
+) writers WHERE since < now() - interval '5 s' ORDER BY age DESC LIMIT 1
+"""
+"""A transaction that has written anything, in whatever database of the server, might still insert before later ones."""
+
+
 class PostgresSource:
     """Fulfils ports.Source."""
 
@@ -108,6 +121,10 @@ class PostgresSource:
         """See ports.Source."""
         where = FROM.format(shard=shard, xid=after.xid, id=after.id)
         return int(await self._value(f"SELECT count(*) FROM {self._table} AS row {where}"))  # noqa: S608 - as above
+
+    async def held_back_by(self) -> str:
+        """The oldest transaction that readers must wait for, when it has run for long; else empty."""
+        return str(await self._value(OLDEST_WRITER) or "")
 
     async def close(self) -> None:
         """Drop the connections."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from pipeline.assignment.records import Assignment
 from pipeline.errors import MalformedBatch
 from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
 from pipeline.ethereum.decoding import AccessList, SignedTx, decode
@@ -91,8 +92,8 @@ def inspect_record(
     """One signed record, whose header is sound, against its source rows and its ledger row."""
     header = record.header
     finding = Finding()
-    if ledger is None or _promised(ledger) != _kept(header):
-        detail = "the ledger has no row" if ledger is None else f"the ledger has {_promised(ledger)}"
+    if ledger is None or promised(ledger) != _kept(header):
+        detail = "the ledger has no row" if ledger is None else f"the ledger has {promised(ledger)}"
         finding.violations.append(_violation(header, ViolationKind.LEDGER_MISMATCH, detail))
     fillers = 0
     columns: list[list[Any]] = [record.rows.column(name).to_pylist() for name in ("tx_id", "nonce", "hash", "raw")]
@@ -220,8 +221,15 @@ def _wrong_filler(header: SignedHeader, tx: SignedTx) -> Violation | None:
     return _violation(header, ViolationKind.CHANGED_FIELD, "a nonce filler is not a transfer of 0 to its sender")
 
 
-def _promised(entry: LedgerEntry) -> tuple[object, ...]:
+def promised(entry: LedgerEntry) -> tuple[object, ...]:
+    """What a signer swore: digest, chain, sender, first nonce, count, fence."""
     return entry.digest, entry.chain_id, entry.sender, entry.first_nonce, entry.count, entry.fence
+
+
+def lent(assignment: Assignment) -> tuple[object, ...]:
+    """The same of an assignment."""
+    a = assignment
+    return a.digest, a.chain_id, a.address, a.first_nonce, a.count, a.fence
 
 
 def _kept(header: SignedHeader) -> tuple[object, ...]:

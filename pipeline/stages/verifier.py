@@ -13,13 +13,23 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from pipeline.assignment.records import Assignment
 from pipeline.errors import DependencyDown, MalformedBatch
 from pipeline.ethereum.rejected import Rejection
 from pipeline.ethereum.signed import SignedRecord
 from pipeline.ports import BatchLog, Clock, Ledger, Message, Place, Source
 from pipeline.settings import SourceSettings
 from pipeline.stages.backoff import Backoff
-from pipeline.stages.inspection import Finding, inspect_record, inspect_rejection, merged, source_rows, unsound
+from pipeline.stages.inspection import (
+    Finding,
+    inspect_record,
+    inspect_rejection,
+    lent,
+    merged,
+    promised,
+    source_rows,
+    unsound,
+)
 from pipeline.stages.violation import Violation, ViolationKind
 
 log = logging.getLogger(__name__)
@@ -159,6 +169,16 @@ class Verifier:
         violations: list[Violation] = []
         for source in self._settings.values():
             violations += await self._ports.outcomes.reconcile(source, KEPT_VIOLATIONS_MAX)
+        return violations
+
+    async def compare(self, assignments: Sequence[Assignment]) -> list[Violation]:
+        """Assignments that are under way against the ledger; one that was not sworn yet has no row there."""
+        violations = []
+        for assignment in assignments:
+            entry = await self._ports.ledger.entry(assignment.stream, assignment.seq)
+            if entry is not None and promised(entry) != lent(assignment):
+                detail = f"lent was {lent(assignment)}, the ledger has {promised(entry)}"
+                violations.append(Violation(ViolationKind.LEDGER_MISMATCH, detail, assignment.stream, assignment.seq))
         return violations
 
     # ── one stretch of a partition ───────────────────────────────────────────────────────────────────────────────────

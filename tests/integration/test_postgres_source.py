@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -121,6 +122,18 @@ async def test_a_reader_that_only_reads_holds_nobody_back(
         reading.execute("SELECT count(*) FROM transactions")
         connection.execute(INSERT)
         assert (await source.rows_after(1, START, 10)).num_rows == 1
+
+
+async def test_who_holds_readers_back_is_named(postgres: PostgresSettings, source: PostgresSource) -> None:
+    assert await source.held_back_by() == ""
+    with psycopg.connect(connection_string(postgres), application_name="forgotten") as writer:
+        writer.execute(INSERT)
+        assert await source.held_back_by() == ""  # an ordinary transaction is nothing to report
+        await asyncio.sleep(5.1)
+        assert re.fullmatch(
+            r"process \d+ \(forgotten, user oncesign, database test_\w+\), open since 20.* UTC",
+            await source.held_back_by(),
+        )
 
 
 async def test_streams_are_read_at_once(postgres: PostgresSettings, source: PostgresSource) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from pipeline.assignment.records import Assignment
 from pipeline.stages.violation import ViolationKind
 from pipeline.stock.mix import Mix
 from tests.published import (
@@ -223,3 +225,21 @@ async def test_rows_in_another_order() -> None:
     plain.publish(with_rows(record, rows))
     [violation] = await findings(plain)
     assert violation.kind is ViolationKind.WRONG_ORDER
+
+
+async def test_an_assignment_other_than_the_ledger_has(publisher: Publisher) -> None:
+    await publisher.honest(0, 30)
+    batch = await publisher.batch(1, 20)
+    record = publisher.sign(batch, SECRETS[1])
+    h = record.header
+    right = Assignment(
+        h.stream, h.seq, batch.header.prev, batch.header.cursor, h.digest, 1, h.sender, h.first_nonce, h.count,
+        20, 1, 5, "consumer-0", "here", 0, 0, (0, 0),
+    )  # fmt: skip
+    made = verifier(publisher)
+    assert await made.compare([right]) == []  # not sworn yet
+    await publisher.swear(record)
+    assert await made.compare([right]) == []
+    wrong = [replace(right, first_nonce=7), replace(right, address="0x" + "12" * 20), replace(right, fence=6)]
+    assert kinds(await made.compare(wrong)) == {ViolationKind.LEDGER_MISMATCH}
+    assert len(await made.compare(wrong)) == 3
