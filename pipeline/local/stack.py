@@ -93,6 +93,8 @@ class Stack:
         known.save(self.data_dir)
 
     def _spawn_daemon(self) -> None:
+        if self._daemon is not None:
+            self._daemon.wait(STOP_TIMEOUT_S)  # it has ended, or we would not be here
         log = self.data_dir / "logs" / "daemon.log"
         with log.open("ab") as output:
             self._daemon = subprocess.Popen(

@@ -1,0 +1,107 @@
+"""The embedded servers: up, adopted, started again, down, and never anybody else's process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.local import record
+from pipeline.local.record import ProcessRecord
+from pipeline.local.stack import Stack
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
+
+SERVERS = ("etcd", "postgres")
+WAIT_S = 30.0
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    made = Stack(tmp_path / "a data directory")
+    yield made
+    made.down()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_up_twice_changes_nothing_and_down_leaves_nothing(stack: Stack) -> None:
+    first = stack.up(servers=SERVERS)
+    again = stack.up(servers=SERVERS)
+    assert again.processes == first.processes
+    assert again.addresses == first.addresses
+    running = list(first.running().values())
+    assert len(running) == len(SERVERS)
+    assert stack.down() == sorted(SERVERS)
+    assert stack.down() == []
+    assert not any(process.is_running() for process in running)
+
+
+def test_a_killed_server_is_started_again_at_its_old_address(stack: Stack) -> None:
+    first = stack.up(servers=("etcd",))
+    os.kill(first.processes["etcd"].pid, signal.SIGKILL)
+    wait_for(lambda: stack.status().processes["etcd"] != first.processes["etcd"] and "etcd" in stack.status().running())
+    assert stack.status().addresses == first.addresses
+    assert stack.status().restarts == {"etcd": 1}
+
+
+def test_servers_outlive_their_daemon_and_get_a_new_one(stack: Stack) -> None:
+    first = stack.up(servers=("etcd",))
+    assert first.daemon is not None
+    os.kill(first.daemon.pid, signal.SIGKILL)
+    wait_for(lambda: stack.status().daemon_process() is None)
+    assert stack.status().running().keys() == {"etcd"}
+    again = stack.up(servers=("etcd",))
+    assert again.processes == first.processes
+    assert again.daemon != first.daemon
+
+
+def test_down_ends_servers_whose_daemon_was_killed(stack: Stack) -> None:
+    first = stack.up(servers=("etcd",))
+    assert first.daemon is not None
+    os.kill(first.daemon.pid, signal.SIGKILL)
+    server = first.running()["etcd"]
+    assert stack.down() == ["etcd"]
+    assert not server.is_running()
+
+
+def test_a_killed_up_leaves_nothing_in_the_way(stack: Stack) -> None:
+    code = "import sys; from pathlib import Path; from pipeline.local.stack import Stack; "
+    code += "Stack(Path(sys.argv[1])).up(servers=('etcd', 'postgres'))"
+    command = subprocess.Popen([sys.executable, "-c", code, str(stack.data_dir)], stderr=subprocess.DEVNULL)
+    wait_for(lambda: record.record_file(stack.data_dir).exists())
+    command.kill()
+    command.wait()
+    assert stack.up(servers=SERVERS).ready
+    assert stack.down() == sorted(SERVERS)
+
+
+def test_a_pid_that_belongs_to_somebody_else_is_left_alone(stack: Stack) -> None:
+    stack.up(servers=("etcd",))
+    stack.down()
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as stranger:
+        known = stack.status()
+        known.processes = {"etcd": ProcessRecord(stranger.pid, 1.0)}
+        known.daemon = ProcessRecord(stranger.pid, 1.0)
+        known.save(stack.data_dir)
+        assert stack.down() == []
+        assert psutil.pid_exists(stranger.pid)
+        stranger.kill()
+
+
+def test_three_etcd_members_make_one_cluster(stack: Stack) -> None:
+    known = stack.up(members=3, servers=("etcd",))
+    assert sorted(known.running()) == ["etcd-0", "etcd-1", "etcd-2"]
+    assert len(known.addresses["etcd.endpoints"].split(",")) == 3
