@@ -7,10 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline.adapters.kafka import CALL_TIMEOUT_S, ClientThread, client_config, unavailable
+from pipeline.errors import BusUnavailable
 from pipeline.ports import Progress
 from pipeline.settings import KafkaSettings
 
@@ -23,6 +31,8 @@ PASSING: Final = frozenset(
         KafkaError.LEADER_NOT_AVAILABLE,
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.FENCED_LEADER_EPOCH,
         KafkaError._TIMED_OUT,  # noqa: SLF001 - a public code with an odd name
         KafkaError._TRANSPORT,  # noqa: SLF001 - as above
     }
@@ -30,7 +40,10 @@ PASSING: Final = frozenset(
 """Answers of a broker that is still on its way up, or of a topic that was made a moment ago."""
 
 ASK_AGAIN_S: Final = 0.1
-ASK_TIMEOUT_S: Final = 5.0
+ASK_TIMEOUT_S: Final = 3.0
+"""Of one request. A client that was connected when its broker died may wait for the coordinator's old connection for
+ever, so after each time-out a new client asks."""
+
 ANSWER_TIMEOUT_S: Final = 30.0
 """A broker that has just started takes some seconds to find its coordinators."""
 
@@ -49,11 +62,16 @@ def progress_of(committed: Committed) -> Progress:
 
 
 class GroupOffsets:
-    """One admin client for the offsets of any group and the ends of any topic."""
+    """One admin client for the ends of any topic, and a client per group for its offsets.
+
+    Not the admin client for those too: when the coordinator has moved, its ListConsumerGroupOffsets ends the process
+    (https://github.com/confluentinc/librdkafka/issues/5040).
+    """
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._admin = AdminClient(client_config(settings))
+        self._outsiders: dict[str, Consumer] = {}
         self._thread = ClientThread("kafka-offsets")
 
     async def committed(self, group: str, topic: str, partitions: int) -> Mapping[int, Committed]:
@@ -74,26 +92,40 @@ class GroupOffsets:
         return await self._thread.call(self._starts, topic)
 
     async def close(self) -> None:
-        """Let the client go."""
+        """Let the clients go."""
+        await self._thread.call(self._close)
         self._thread.end()
 
     def _committed(self, group: str, topic: str, partitions: int) -> Mapping[int, Committed]:
-        wanted = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, p) for p in range(partitions)])
+        wanted = [TopicPartition(topic, p) for p in range(partitions)]
         deadline_s = time.monotonic() + ANSWER_TIMEOUT_S
         while True:
-            answer = self._result(
-                lambda: self._admin.list_consumer_group_offsets(
-                    [wanted], require_stable=True, request_timeout=ASK_TIMEOUT_S
-                )[group]
-            )
-            found = answer.topic_partitions if answer is not None else []
-            # An offset that an open transaction is about to change is neither the old nor the new one: wait.
-            unclear = next((tp.error for tp in found if tp.error is not None), None)
+            found: list[TopicPartition] = []
+            try:
+                found = self._outsider(group).committed(wanted, timeout=ASK_TIMEOUT_S)
+                # An offset that an open transaction is about to change is neither the old nor the new one: wait.
+                unclear = next((tp.error for tp in found if tp.error is not None), None)
+            except KafkaException as error:
+                unclear = error.args[0]
             if unclear is None:
                 return {tp.partition: Committed(tp.offset, tp.metadata or "") for tp in found if tp.offset >= 0}
             if unclear.code() not in PASSING or time.monotonic() > deadline_s:
                 raise unavailable(self._settings, unclear)
             time.sleep(ASK_AGAIN_S)
+
+    def _outsider(self, group: str) -> Consumer:
+        """A client that knows the group's coordinator and never joins the group."""
+        if group not in self._outsiders:
+            self._outsiders[group] = Consumer(
+                client_config(self._settings)
+                | {"group.id": group, "enable.auto.commit": False, "isolation.level": "read_committed"}
+            )
+        return self._outsiders[group]
+
+    def _close(self) -> None:
+        for outsider in self._outsiders.values():
+            outsider.close()
+        self._outsiders.clear()
 
     def _commit(self, group: str, topic: str, offsets: Mapping[int, Committed]) -> None:
         wanted = ConsumerGroupTopicPartitions(
@@ -143,7 +175,11 @@ class GroupOffsets:
                     return None
                 if code not in PASSING or time.monotonic() > deadline_s:
                     raise unavailable(self._settings, error) from error
-                time.sleep(ASK_AGAIN_S)
+            except TimeoutError as error:
+                if time.monotonic() > deadline_s:
+                    raise BusUnavailable(address=self._settings.bootstrap_servers) from error
+            self._admin = AdminClient(client_config(self._settings))
+            time.sleep(ASK_AGAIN_S)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,9 @@ from pipeline.ports import Outgoing
 from pipeline.settings import KafkaSettings
 
 ABORT_TIMEOUT_S: Final = 5.0
+OPEN_TIMEOUT_S: Final = 5.0
+"""A client that met a dead broker looks for its coordinator at long intervals; a new one finds it at once."""
+
 LINGER_MS: Final = 0
 """A round hands over all its records at once; waiting for more would only add latency."""
 
@@ -49,7 +52,7 @@ class KafkaTransactions:
             }
         )
         try:
-            producer.init_transactions(CALL_TIMEOUT_S)
+            producer.init_transactions(OPEN_TIMEOUT_S)
         except KafkaException as error:
             raise self._settled(error) from error
         self._producer = producer

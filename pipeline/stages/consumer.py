@@ -63,7 +63,7 @@ ASSIGN_AHEAD: Final = 4
 ASSIGN_GROUP_MIN: Final = 3
 """While more batches wait than may be asked for, keys are asked for this many at once: one etcd transaction for all."""
 
-ROUND_LINGER_S: Final = 0.04
+ROUND_LINGER_S: Final = 0.02
 """While other batches are being signed, a signed one waits this long for them: one Kafka transaction for all."""
 
 ENDS_REFRESH_S: Final = 5.0

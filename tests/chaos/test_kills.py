@@ -110,7 +110,7 @@ def wait_until(settled_rows: int, settings: Settings, signing: Signing, timeout_
     started = time.monotonic()
     while settled(settings) < settled_rows:
         assert signing.process.poll() is None, "".join(signing.said[-40:])
-        assert time.monotonic() - started < timeout_s, (signing.progress, signing.said[-20:])
+        assert time.monotonic() - started < timeout_s, f"{signing.progress}\n{''.join(signing.said[-20:])}"
         time.sleep(0.3)
     return time.monotonic() - started
 
@@ -135,7 +135,7 @@ def test_every_process_is_killed_once(session: Session) -> None:
         session.run("stock", "--count", str(ROWS_PER_KILL), "--seed", str(number + 2))
         rows += ROWS_PER_KILL
         resumed_s[victim] = wait_until(rows, settings, signing, RESUME_TIMEOUT_S)
-    sys.stderr.write(f"all rows settled after a kill, seconds: { {k: round(v, 1) for k, v in resumed_s.items()} }\n")
+        sys.stderr.write(f"{victim} killed: all rows settled {resumed_s[victim]:.1f} s after the last was committed\n")
     signing.stop()
     found = json.loads(session.run("verify", "--json").stdout)
     assert found["violations"] == 0
