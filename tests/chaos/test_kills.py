@@ -22,13 +22,13 @@ from pipeline.local.resolve import resolve
 from pipeline.local.stack import Stack
 from pipeline.settings import Settings
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(560)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1000)]
 
 KEYS = 24
 ROWS_FIRST = 6_000
 ROWS_PER_KILL = 1_500
 START_TIMEOUT_S = 120
-RESUME_TIMEOUT_S = 60
+RESUME_TIMEOUT_S = 90
 VICTIMS = [
     "signer-0",
     "reader-payouts-0",
@@ -84,8 +84,11 @@ class Signing:
         """Ctrl-C; the summary."""
         self.process.send_signal(signal.SIGINT)
         assert self.process.stdout is not None
-        output = self.process.stdout.read()
-        code = self.process.wait(120)
+        assert self.process.stderr is not None
+        with self.process.stdout, self.process.stderr:
+            output = self.process.stdout.read()
+            code = self.process.wait(120)
+            self._thread.join(10)
         assert code == 0, "".join(self.said[-40:])
         summary: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
         return summary
