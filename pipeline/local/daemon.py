@@ -6,6 +6,7 @@ on SIGTERM stops them in the reverse order. Servers that it finds running it tak
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -20,7 +21,7 @@ import psutil
 from pipeline.errors import OncesignError
 from pipeline.local import record
 from pipeline.local.record import ProcessRecord, StackRecord
-from pipeline.local.server import Server, log_tail
+from pipeline.local.server import Server, log_tail, says
 from pipeline.local.stack import servers_of
 
 READY_TIMEOUT_S: Final = 60.0
@@ -29,6 +30,12 @@ STOP_TIMEOUT_S: Final = 15.0
 RESTART_FIRST_S: Final = 0.5
 RESTART_LONGEST_S: Final = 10.0
 STARTS_BEFORE_READY_MAX: Final = 3
+
+NO_SPACE: Final = b"no space left on device"
+"""As etcd, Postgres and Kafka log it, in whatever case."""
+
+GATE: Final = ("/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh")
+"""Becomes the server once it is told to; ends when whoever started it dies before. So no server runs unrecorded."""
 
 
 class Daemon:
@@ -39,8 +46,10 @@ class Daemon:
         self._record: StackRecord = record.load(data_dir)
         self._servers = servers_of(data_dir, self._record)
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._tried = set(self._record.running())
         self._pause_s = {server.name: RESTART_FIRST_S for server in self._servers}
         self._not_before_s = dict.fromkeys(self._pause_s, 0.0)
+        self._logged_bytes = {server.name: _size(server.launch().log) for server in self._servers}
         self._stopping = False
 
     def run(self) -> None:
@@ -79,7 +88,8 @@ class Daemon:
     def _give_up(self, name: str) -> bool:
         server = next(server for server in self._servers if server.name == name)
         log = server.launch().log
-        self._record.failure = f"{name} does not start. Its log {log} ends with:\n    {log_tail(log)}"
+        full = f"{os.strerror(errno.ENOSPC)}: " if says(log, NO_SPACE, self._logged_bytes[name]) else ""
+        self._record.failure = f"{full}{name} does not start. Its log {log} ends with:\n    {log_tail(log)}"
         self._save()
         return False
 
@@ -97,10 +107,14 @@ class Daemon:
             name = server.name
             if name in running or now_s < self._not_before_s[name]:
                 continue
-            if name in self._children:
+            if name in self._tried:
                 self._record.restarts[name] = self._record.restarts.get(name, 0) + 1
                 sys.stderr.write(f"{name} ended; started again\n")
-            self._start(server)
+            self._tried.add(name)
+            try:
+                self._start(server)
+            except (OSError, subprocess.SubprocessError, psutil.Error) as error:
+                sys.stderr.write(f"{name} cannot be started: {error}\n")
             self._not_before_s[name] = now_s + self._pause_s[name]
             self._pause_s[name] = min(self._pause_s[name] * 2, RESTART_LONGEST_S)
 
@@ -108,30 +122,35 @@ class Daemon:
         launch = server.launch()
         with launch.log.open("ab") as output:
             child = subprocess.Popen(
-                launch.argv,
-                stdin=subprocess.DEVNULL,
+                [*GATE, *launch.argv],
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 env=os.environ | dict(launch.env),
                 start_new_session=True,
                 preexec_fn=launch.before_exec,  # noqa: PLW1509 - this daemon has one thread
             )
-        self._children[server.name] = child
-        self._record.processes[server.name] = ProcessRecord.of(child.pid)
-        self._save()
+        if child.stdin is None:  # it was asked for
+            raise OSError(errno.EPIPE, "no pipe")
+        with child.stdin as gate:
+            self._children[server.name] = child
+            self._record.processes[server.name] = ProcessRecord.of(child.pid)
+            self._save()
+            gate.write(b"go\n")
 
     def _reap(self) -> None:
         for child in self._children.values():
             child.poll()
 
     def _end_all(self) -> None:
+        """Those too that an earlier `up` asked for and this one did not."""
         running = self._record.running()
-        order = [server for server in reversed(self._servers) if server.name in running]
-        for server in order:
-            running[server.name].send_signal(server.launch().stop_signal)
-        _, alive = psutil.wait_procs([running[server.name] for server in order], timeout=STOP_TIMEOUT_S)
+        signals = {server.name: server.launch().stop_signal for server in self._servers if server.name in running}
+        for name in reversed(running):
+            _send(running[name], signals.get(name, signal.SIGINT))
+        _, alive = psutil.wait_procs(running.values(), timeout=STOP_TIMEOUT_S)
         for process in alive:
-            process.kill()
+            _send(process, signal.SIGKILL)
         self._reap()
         self._record.daemon, self._record.processes, self._record.ready = None, {}, False
         self._save()
@@ -140,10 +159,25 @@ class Daemon:
         self._record.save(self._data_dir)
 
 
+def _size(log: Path) -> int:
+    try:
+        return log.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _send(process: psutil.Process, number: int) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
 def main() -> None:
-    """One daemon per data directory: a second one ends at once."""
+    """One daemon per data directory: `up` hands over the locked `daemon.lock`; started by hand, it locks it itself."""
     data_dir = Path(sys.argv[1])
-    with (data_dir / "daemon.lock").open("w") as lock:
+    handed_over = len(sys.argv) > 2
+    with os.fdopen(int(sys.argv[2]), "w") if handed_over else (data_dir / "daemon.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

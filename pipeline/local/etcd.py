@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Final
@@ -31,7 +32,7 @@ class EtcdMember:
 
     def __init__(self, data_dir: Path, index: int, ports: list[tuple[int, int]]) -> None:
         """`ports` holds (client, peer) of every member."""
-        self.name = "etcd" if len(ports) == 1 else f"etcd-{index}"
+        self.name = member_name(index, len(ports))
         self._folder = data_dir / "etcd" / str(index)
         self._log = data_dir / "logs" / f"{self.name}.log"
         self._index = index
@@ -69,7 +70,7 @@ class EtcdMember:
         try:
             connection.request("GET", "/health")
             return connection.getresponse().status == http.HTTPStatus.OK
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return False
         finally:
             connection.close()
@@ -77,6 +78,11 @@ class EtcdMember:
     def addresses(self) -> dict[str, str]:
         """The endpoints of the whole cluster."""
         return {"etcd.endpoints": ",".join(f"http://{LOOPBACK}:{client}" for client, _ in self._ports)}
+
+
+def member_name(index: int, members: int) -> str:
+    """What the record calls a member."""
+    return "etcd" if members == 1 else f"etcd-{index}"
 
 
 def etcd_binary() -> Path:
@@ -95,8 +101,8 @@ def etcd_binary() -> Path:
 
 
 def _build(contents: dict[str, bytes], binary: Path) -> None:
-    workshop = binary.parent / f"build-{os.getpid()}"
-    workshop.mkdir(parents=True)
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    workshop = Path(tempfile.mkdtemp(prefix="build-", dir=binary.parent))
     for name, content in contents.items():
         (workshop / name).write_bytes(content)
     go_cache = cache_dir() / "go"

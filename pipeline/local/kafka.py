@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import uuid
 from base64 import urlsafe_b64encode
 from importlib import resources
@@ -15,7 +16,7 @@ from typing import Final
 
 from pipeline.errors import RuntimeFault
 from pipeline.local.cache import cache_dir, progress
-from pipeline.local.server import LOOPBACK, Launch
+from pipeline.local.server import LOOPBACK, Launch, made_whole
 
 HEAP: Final = "-Xmx512m"
 FORMAT_TIMEOUT_S: Final = 120
@@ -53,7 +54,7 @@ class KafkaBroker:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
         (self._folder / "log4j2.yaml").write_text(LOG4J)
-        self._properties().write_text(self._config())
+        self._properties().write_text(self._config(self._folder / "data"))
         if not (self._folder / "data" / "meta.properties").exists():
             self._format()
 
@@ -77,10 +78,10 @@ class KafkaBroker:
     def _properties(self) -> Path:
         return self._folder / "server.properties"
 
-    def _config(self) -> str:
-        return "".join(f"{name}={value}\n" for name, value in self._settings().items())
+    def _config(self, data: Path) -> str:
+        return "".join(f"{name}={_escaped(str(value))}\n" for name, value in self._settings(data).items())
 
-    def _settings(self) -> dict[str, object]:
+    def _settings(self, data: Path) -> dict[str, object]:
         return {
             "process.roles": "broker,controller",
             "node.id": 1,
@@ -89,7 +90,7 @@ class KafkaBroker:
             "listeners": f"PLAINTEXT://{LOOPBACK}:{self._port},CONTROLLER://{LOOPBACK}:{self._controller_port}",
             "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{self._port}",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-            "log.dirs": self._folder / "data",
+            "log.dirs": data,
             "auto.create.topics.enable": "false",
             "message.max.bytes": 8 * 1024 * 1024,
             "replica.fetch.max.bytes": 8 * 1024 * 1024,
@@ -136,15 +137,29 @@ class KafkaBroker:
         ]
 
     def _format(self) -> None:
-        shutil.rmtree(self._folder / "data", ignore_errors=True)
         cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         while cluster_id.startswith("-"):  # Kafka's own tools would take it for an option
             cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        argv = [*self._java(), "kafka.tools.StorageTool", "format", "--standalone", "-t", cluster_id]
-        argv += ["-c", str(self._properties())]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=FORMAT_TIMEOUT_S, check=False)
-        if done.returncode != 0:
-            raise RuntimeFault(f"Kafka's storage could not be formatted: {(done.stdout + done.stderr).strip()[-600:]}")
+        with made_whole(self._folder / "data") as draft:
+            config = self._folder / "format.properties"
+            config.write_text(self._config(draft))
+            argv = [*self._java(), "kafka.tools.StorageTool", "format", "--standalone", "-t", cluster_id]
+            argv += ["-c", str(config)]
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=FORMAT_TIMEOUT_S, check=False)
+            if done.returncode != 0:
+                said = (done.stdout + done.stderr).strip()[-600:]
+                raise RuntimeFault(f"Kafka's storage could not be formatted: {said}")
+
+
+def _escaped(value: str) -> str:
+    """A value of a .properties file, which Java reads as Latin-1."""
+    plain = value.replace("\\", "\\\\")
+    return "".join(char if char.isascii() else _utf16_escapes(char) for char in plain)
+
+
+def _utf16_escapes(char: str) -> str:
+    units = char.encode("utf-16-be")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
 def java() -> Path:
@@ -177,8 +192,10 @@ def _fetch(pins: list[list[str]], folder: Path) -> None:
             "the package jgo is missing.", hint="Run `make setup`, or set ONCESIGN_KAFKA__BOOTSTRAP_SERVERS."
         ) from error
     context = MavenContext(repo_cache=cache_dir() / "maven", timeout=60)
-    workshop = folder.with_name(f"fetch-{os.getpid()}")
-    workshop.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    workshop = Path(tempfile.mkdtemp(prefix="fetch-", dir=folder.parent))
+    jars = workshop / "jars"
+    jars.mkdir()
     try:
         for checksum, coordinates in pins:
             group, name, version = coordinates.split(":")
@@ -186,9 +203,12 @@ def _fetch(pins: list[list[str]], folder: Path) -> None:
             if hashlib.sha256(jar.read_bytes()).hexdigest() != checksum:
                 jar.unlink()
                 raise RuntimeFault(f"{coordinates} does not have the SHA-256 that is pinned.", hint="Run it again.")
-            shutil.copy(jar, workshop / f"{name}-{version}.jar")
-        workshop.rename(folder)
+            shutil.copy(jar, jars / f"{name}-{version}.jar")
+        if not folder.exists():  # another command may have been as quick
+            jars.rename(folder)
     except (OSError, RuntimeError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise RuntimeFault(f"Kafka's jars could not be fetched: {error}") from error
     finally:
         shutil.rmtree(workshop, ignore_errors=True)

@@ -15,7 +15,7 @@ from typing import Final
 import psycopg
 
 from pipeline.errors import RuntimeFault
-from pipeline.local.server import LOOPBACK, Launch
+from pipeline.local.server import LOOPBACK, Launch, made_whole
 
 USER: Final = "oncesign"
 DATABASE: Final = "oncesign"
@@ -71,7 +71,7 @@ class PostgresServer:
                 known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone()
                 if known is None:
                     connection.execute(f'CREATE DATABASE "{DATABASE}"')
-        except psycopg.OperationalError:
+        except (psycopg.Error, OSError):
             return False
         return True
 
@@ -98,7 +98,11 @@ class PostgresServer:
             descriptor = os.open(self._password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(secrets.token_urlsafe(24) + "\n")
-        argv = [str(binaries() / "initdb"), "-D", str(self._folder), "-U", USER, "--auth=scram-sha-256"]
+        with made_whole(self._folder) as draft:
+            self._initdb(draft)
+
+    def _initdb(self, folder: Path) -> None:
+        argv = [str(binaries() / "initdb"), "-D", str(folder), "-U", USER, "--auth=scram-sha-256"]
         argv += [f"--pwfile={self._password_file}", "--encoding=UTF8", "--locale=C", "--data-checksums"]
         done = subprocess.run(
             argv,

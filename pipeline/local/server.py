@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGTERM
@@ -12,6 +15,7 @@ from typing import Final, Protocol
 LOOPBACK: Final = "127.0.0.1"
 LOG_TAIL_BYTES: Final = 4_096
 LOG_TAIL_LINES: Final = 6
+LOG_SEARCH_BYTES_MAX: Final = 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,20 @@ class Server(Protocol):
         ...
 
 
+@contextmanager
+def made_whole(folder: Path) -> Iterator[Path]:
+    """A draft folder that becomes `folder` when all went well, so that a killed command leaves none half made."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f"{folder.name}.draft-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    draft = Path(tempfile.mkdtemp(prefix=f"{folder.name}.draft-", dir=folder.parent))
+    try:
+        yield draft
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 def free_port() -> int:
     """A port that nobody listens on now."""
     with socket.socket() as probe:
@@ -75,3 +93,13 @@ def log_tail(log: Path) -> str:
     except OSError:
         return "(no log)"
     return "\n    ".join(lines[-LOG_TAIL_LINES:])
+
+
+def says(log: Path, phrase: bytes, since_byte: int) -> bool:
+    """Whether the log has this lower-case phrase after that many bytes; looks at a bounded part of it."""
+    try:
+        with log.open("rb") as file:
+            file.seek(since_byte)
+            return phrase in file.read(LOG_SEARCH_BYTES_MAX).lower()
+    except OSError:
+        return False

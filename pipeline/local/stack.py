@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import psutil
 
 from pipeline.errors import DiskFull, RuntimeFault
 from pipeline.local import record
 from pipeline.local.cache import progress
-from pipeline.local.etcd import EtcdMember
+from pipeline.local.etcd import EtcdMember, member_name
 from pipeline.local.kafka import KafkaBroker
 from pipeline.local.postgres import PostgresServer
 from pipeline.local.record import StackRecord
@@ -31,7 +34,10 @@ from pipeline.local.server import Server, free_port, log_tail, port_is_free
 SERVERS: Final = ("etcd", "postgres", "kafka")
 UP_TIMEOUT_S: Final = 90.0
 STOP_TIMEOUT_S: Final = 20.0
+INTRODUCTION_TIMEOUT_S: Final = 20.0
 LOOK_S: Final = 0.1
+FULL_BYTES: Final = 4 * 1024**2
+"""A file system with less room than this is full to a server."""
 
 
 class Stack:
@@ -47,30 +53,36 @@ class Stack:
         Raises RuntimeFault naming the server and the end of its log, DiskFull.
         """
         with self._full_disk_named(), self._alone():
+            daemon = self._daemon_process()
             known = record.load(self.data_dir)
-            if known.daemon_process() is None:
-                self._prepare(known, members, servers)
-                self._spawn_daemon()
+            if daemon is not None and not set(servers) <= set(known.servers):
+                _end([daemon], signal.SIGKILL)  # its servers serve on; the next daemon has more to look after
+                daemon = None
+            if daemon is None:
+                with self._daemon_lock() as lock:
+                    self._prepare(known, members, servers)
+                    self._spawn_daemon(lock)
             return self._await_ready()
 
     def down(self) -> list[str]:
-        """Stop the daemon, then every server it left; the names of what was stopped."""
-        if not self.data_dir.exists():
+        """Stop the daemon, then every server it left; the names of what was stopped.
+
+        Raises RuntimeFault when a process does not end even when killed.
+        """
+        if not record.record_file(self.data_dir).exists():
             return []
-        with self._alone():
-            known = record.load(self.data_dir)
-            stopped = sorted(known.running())
-            daemon = known.daemon_process()
+        with self._full_disk_named(), self._alone():
+            daemon = self._daemon_process()
+            stopped = sorted(record.load(self.data_dir).running())
             if daemon is not None:
-                daemon.terminate()
-                _gone([daemon], STOP_TIMEOUT_S * 2)
+                _end([daemon], signal.SIGTERM, STOP_TIMEOUT_S * 2)
             if self._daemon is not None:
                 self._daemon.wait(STOP_TIMEOUT_S)
-            _end(list(record.load(self.data_dir).running().values()))
             known = record.load(self.data_dir)
+            # SIGINT is Postgres' fast shutdown: on SIGTERM it would wait for its clients. The others take either.
+            _end(list(known.running().values()), signal.SIGINT)
             known.daemon, known.processes, known.ready = None, {}, False
-            if record.record_file(self.data_dir).exists():
-                known.save(self.data_dir)
+            known.save(self.data_dir)
             return stopped
 
     def status(self) -> StackRecord:
@@ -92,39 +104,75 @@ class Stack:
             server.prepare()
         known.save(self.data_dir)
 
-    def _spawn_daemon(self) -> None:
+    def _spawn_daemon(self, lock: IO[str]) -> None:
         if self._daemon is not None:
-            self._daemon.wait(STOP_TIMEOUT_S)  # it has ended, or we would not be here
+            self._daemon.wait(STOP_TIMEOUT_S)  # it has ended, or we would not hold its lock
         log = self.data_dir / "logs" / "daemon.log"
         with log.open("ab") as output:
             self._daemon = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.local.daemon", str(self.data_dir)],
+                [sys.executable, "-m", "pipeline.local.daemon", str(self.data_dir), str(lock.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                pass_fds=[lock.fileno()],
                 start_new_session=True,  # Ctrl-C in the terminal of `up` is not for the servers
             )
 
     def _await_ready(self) -> StackRecord:
         deadline_s = time.monotonic() + UP_TIMEOUT_S
+        log = self.data_dir / "logs" / "daemon.log"
         with progress("starting " + ", ".join(record.load(self.data_dir).servers)):
             while time.monotonic() < deadline_s:
+                alive = self._daemon_lives()
                 known = record.load(self.data_dir)
                 if known.failure:
-                    raise RuntimeFault(known.failure)
+                    raise self._fault(known.failure)
                 if known.ready and known.daemon_process() is not None:
                     return known
+                if not alive:
+                    raise self._fault(f"the servers' daemon ended. Its log {log} ends with:\n    {log_tail(log)}")
                 time.sleep(LOOK_S)
-        raise RuntimeFault(
-            f"the servers did not come up in {UP_TIMEOUT_S:.0f} s: {log_tail(self.data_dir / 'logs' / 'daemon.log')}",
-            hint=f"Their logs are in {self.data_dir / 'logs'}.",
-        )
+        raise self._fault(f"the servers did not come up in {UP_TIMEOUT_S:.0f} s. {log} ends with: {log_tail(log)}")
+
+    def _fault(self, message: str) -> RuntimeFault | DiskFull:
+        full = os.strerror(errno.ENOSPC).lower() in message.lower()
+        if full or shutil.disk_usage(self.data_dir).free < FULL_BYTES:
+            return DiskFull(message, address=str(self.data_dir))
+        return RuntimeFault(message, hint=f"All logs are in {self.data_dir / 'logs'}.")
+
+    # ── who runs ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _daemon_process(self) -> psutil.Process | None:
+        """The daemon, waiting for one that has started to record itself; None when there is none."""
+        deadline_s = time.monotonic() + INTRODUCTION_TIMEOUT_S
+        while self._daemon_lives():
+            process = record.load(self.data_dir).daemon_process()
+            if process is not None:
+                return process
+            if time.monotonic() > deadline_s:
+                raise RuntimeFault(f"a process holds {self.data_dir / 'daemon.lock'} and does not say which it is.")
+            time.sleep(LOOK_S)
+        return None
+
+    def _daemon_lives(self) -> bool:
+        try:
+            with self._daemon_lock():
+                return False
+        except BlockingIOError:
+            return True
+
+    @contextmanager
+    def _daemon_lock(self) -> Iterator[IO[str]]:
+        """The lock that a daemon holds from before its first instruction to its end; BlockingIOError while one does."""
+        with (self.data_dir / "daemon.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield lock
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Two commands on one data directory take turns."""
-        (self.data_dir / "logs").mkdir(parents=True, exist_ok=True)
-        self.data_dir.chmod(0o700)
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.data_dir / "logs").mkdir(mode=0o700, exist_ok=True)
         with (self.data_dir / "up.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -141,13 +189,21 @@ class Stack:
 
 def choose_ports(known: StackRecord) -> None:
     """Keep the ports of last time, so that clients find the servers again, unless somebody else listens there now."""
-    wanted = ["postgres", "kafka", "kafka.controller"]
-    wanted += [f"etcd-{index}.{side}" for index in range(known.members) for side in ("client", "peer")]
-    ours_run = bool(known.running())
-    for name in wanted:
+    wanted = {"postgres": "postgres", "kafka": "kafka", "kafka.controller": "kafka"}
+    for index in range(known.members):
+        member = member_name(index, known.members)
+        wanted |= {f"etcd-{index}.client": member, f"etcd-{index}.peer": member}
+    running = known.running()
+    for name, server in wanted.items():
         port = known.ports.get(name)
-        if port is None or not (ours_run or port_is_free(port)):
-            known.ports[name] = free_port()
+        if port is None or not (server in running or port_is_free(port)):
+            known.ports[name] = _unused_port(known)
+
+
+def _unused_port(known: StackRecord) -> int:
+    while (port := free_port()) in known.ports.values():
+        continue
+    return port
 
 
 def servers_of(data_dir: Path, known: StackRecord) -> list[Server]:
@@ -165,23 +221,35 @@ def servers_of(data_dir: Path, known: StackRecord) -> list[Server]:
     return servers
 
 
-def _end(processes: list[psutil.Process]) -> None:
-    """Ask to end, then insist."""
-    for process in processes:
-        _signal(process, "terminate")
-    for process in _gone(processes, STOP_TIMEOUT_S):
-        _signal(process, "kill")
-    _gone(processes, STOP_TIMEOUT_S)
+def _end(processes: list[psutil.Process], number: signal.Signals, timeout_s: float = STOP_TIMEOUT_S) -> None:
+    """Ask to end, then insist. Raises RuntimeFault."""
+    alive = processes
+    for next_number in (number, signal.SIGKILL):
+        for process in alive:
+            _send(process, next_number)
+        alive = _still_running(alive, timeout_s)
+        if not alive:
+            return
+    raise RuntimeFault(f"processes {', '.join(str(process.pid) for process in alive)} do not end.")
 
 
-def _signal(process: psutil.Process, how: str) -> None:
+def _send(process: psutil.Process, number: signal.Signals) -> None:
     try:
-        getattr(process, how)()
+        process.send_signal(number)
     except psutil.NoSuchProcess:
         return
 
 
-def _gone(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
-    """Those that still run after the timeout."""
-    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
-    return list(alive)
+def _still_running(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    deadline_s = time.monotonic() + timeout_s
+    while (alive := [process for process in processes if not _ended(process)]) and time.monotonic() < deadline_s:
+        time.sleep(LOOK_S / 2)
+    return alive
+
+
+def _ended(process: psutil.Process) -> bool:
+    """A zombie has ended: in a container whose first process reaps nobody, it stays one."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
