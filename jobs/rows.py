@@ -22,7 +22,7 @@ def migrate(
     """Make or bring up to date the tables in Postgres."""
     from pipeline.adapters import migrations
 
-    applied = migrations.migrate(resolve(load_settings()).postgres, dry_run=dry_run)
+    applied = migrations.migrate(resolve(load_settings(), ["postgres"]).postgres, dry_run=dry_run)
     if json:
         emit({"dry_run": dry_run, "migrations": applied})
         return
@@ -44,7 +44,7 @@ def stock(
     from pipeline.stock import files
     from pipeline.stock.row import insert
 
-    settings = resolve(load_settings())
+    settings = resolve(load_settings(), ["postgres"])
     target = settings.source(source or settings.sources[0].name)
     if from_parquet and from_csv:
         raise UsageError("--from-parquet and --from-csv exclude each other.")

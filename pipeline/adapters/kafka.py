@@ -75,7 +75,7 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
         "socket.nagle.disable": True,
         "topic.metadata.refresh.interval.ms": 30_000,
         "log.connection.close": False,
-        "log_level": 3,
+        "log_level": 2,  # a broker that is away is reported once, by the error of the call that needed it
     }
     optional = {
         "sasl.mechanism": settings.sasl_mechanism,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import SecretStr
 
 from pipeline.errors import BusUnavailable, DatabaseUnavailable, DependencyDown, StoreUnavailable
 from pipeline.local import record
+from pipeline.local.stack import SERVERS
 from pipeline.settings import Settings
 
 
@@ -21,9 +23,12 @@ def embedded(settings: Settings) -> tuple[str, ...]:
     return tuple(name for name, address in given.items() if not address)
 
 
-def resolve(settings: Settings) -> Settings:
-    """Raises StoreUnavailable, DatabaseUnavailable or BusUnavailable when an embedded server is needed but not up."""
-    missing = embedded(settings)
+def resolve(settings: Settings, needs: Sequence[str] = SERVERS) -> Settings:
+    """Settings that name the servers in `needs`.
+
+    Raises StoreUnavailable, DatabaseUnavailable or BusUnavailable when an embedded one is needed but not up.
+    """
+    missing = [name for name in embedded(settings) if name in needs]
     if not missing:
         return settings
     known = record.load(settings.data_dir.resolve())
