@@ -42,7 +42,7 @@ def bring_up(settings: Settings, members: int = 1) -> None:
 
 def require_room(data_dir: Path) -> None:
     """Raises DiskFull before a server finds out the hard way."""
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     free = shutil.disk_usage(data_dir).free
     if free < FREE_BYTES_MIN:
         raise DiskFull(f"only {free // 1024**2} MiB are free, at least 1024 are needed", address=str(data_dir))

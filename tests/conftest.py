@@ -41,33 +41,37 @@ def servers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def etcd_server(servers_dir: Path) -> Iterator[EtcdSettings]:
     stack = Stack(servers_dir / "etcd")
-    record = stack.up(servers=("etcd",))
-    yield EtcdSettings(endpoints=record.addresses["etcd.endpoints"])
-    stack.down()
+    try:
+        yield EtcdSettings(endpoints=stack.up(servers=("etcd",)).addresses["etcd.endpoints"])
+    finally:
+        stack.down()
 
 
 @pytest.fixture(scope="session")
 def kafka_server(servers_dir: Path) -> Iterator[KafkaSettings]:
     stack = Stack(servers_dir / "kafka")
-    record = stack.up(servers=("kafka",))
-    yield KafkaSettings(bootstrap_servers=record.addresses["kafka.bootstrap_servers"])
-    stack.down()
+    try:
+        yield KafkaSettings(bootstrap_servers=stack.up(servers=("kafka",)).addresses["kafka.bootstrap_servers"])
+    finally:
+        stack.down()
 
 
 @pytest.fixture(scope="session")
 def postgres_server(servers_dir: Path) -> Iterator[PostgresSettings]:
     """With a migrated database to copy."""
     stack = Stack(servers_dir / "postgres")
-    record = stack.up(servers=("postgres",))
-    server = PostgresSettings(
-        dsn=SecretStr(record.addresses["postgres.dsn"]),
-        password_file=Path(record.addresses["postgres.password_file"]),
-    )
-    with psycopg.connect(connection_string(server), autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
-    migrate(_database(server, TEMPLATE))
-    yield server
-    stack.down()
+    try:
+        record = stack.up(servers=("postgres",))
+        server = PostgresSettings(
+            dsn=SecretStr(record.addresses["postgres.dsn"]),
+            password_file=Path(record.addresses["postgres.password_file"]),
+        )
+        with psycopg.connect(connection_string(server), autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
+        migrate(_database(server, TEMPLATE))
+        yield server
+    finally:
+        stack.down()
 
 
 @pytest.fixture
