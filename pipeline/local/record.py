@@ -5,34 +5,56 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import orjson
 import psutil
 
 from pipeline.errors import RuntimeFault
 
+PROC: Final = Path("/proc")
+BOOT_ID: Final = PROC / "sys" / "kernel" / "random" / "boot_id"
+STARTTIME_AFTER_NAME: Final = 19
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessRecord:
-    """A process of ours: its pid alone could belong to somebody else by now, so its start time goes with it."""
+    """A process of ours: its pid alone could belong to somebody else by now, so its start goes with it."""
 
     pid: int
     started: float
+    """Seconds since `boot`; where the system names no boot, since 1970."""
+    boot: str = ""
 
     @classmethod
     def of(cls, pid: int) -> ProcessRecord:
         """Of a process that runs now."""
-        return cls(pid, psutil.Process(pid).create_time())
+        boot = _boot()
+        return cls(pid, _started_after_boot_s(pid) if boot else psutil.Process(pid).create_time(), boot)
 
     def process(self) -> psutil.Process | None:
         """The process, unless it has ended."""
         try:
             process = psutil.Process(self.pid)
-            same = process.create_time() == self.started and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
+            started = _started_after_boot_s(self.pid) if self.boot else process.create_time()
+            same = started == self.started and self.boot in ("", _boot())
+            ended = process.status() == psutil.STATUS_ZOMBIE
+        except (psutil.Error, OSError):
             return None
-        return process if same else None
+        return process if same and not ended else None
+
+
+def _boot() -> str:
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _started_after_boot_s(pid: int) -> float:
+    """Unlike the time of day that psutil makes of it, this does not move when the clock is set (proc(5): starttime)."""
+    after_name = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    return int(after_name[STARTTIME_AFTER_NAME]) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(slots=True)
