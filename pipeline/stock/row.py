@@ -13,18 +13,6 @@ from pipeline.adapters.postgres import connection_string, unavailable
 from pipeline.errors import InputFileError
 from pipeline.settings import PostgresSettings
 
-COLUMNS: Final = (
-    "type",
-    "chain_id",
-    "to",
-    "value",
-    "gas_limit",
-    "max_fee_per_gas",
-    "max_priority_fee_per_gas",
-    "data",
-    "access_list",
-)
-
 COPY_ROWS: Final = 10_000
 """Rows per transaction, so that readers can begin while a large stock is still being loaded."""
 
@@ -41,6 +29,10 @@ class Row(NamedTuple):
     max_priority_fee_per_gas: int | None
     data: bytes
     access_list: str | None
+
+
+COLUMNS: Final = Row._fields
+"""Of a source table, as far as whoever inserts rows fills them."""
 
 
 def insert(settings: PostgresSettings, table: str, rows: Iterable[Row], *, at_once: bool = False) -> int:
