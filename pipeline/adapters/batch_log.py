@@ -26,7 +26,7 @@ class KafkaBatchLog:
         self._settings = settings
         self._deployment = deployment
         self._offsets = GroupOffsets(settings)
-        self._thread = ClientThread("kafka-log")
+        self._thread = ClientThread("kafka-log", settings.bootstrap_servers)
         self._consumer: Consumer | None = None
 
     async def ends(self, topic: str, *, committed: bool = True) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ class KafkaBatchSubscription:
 
     def __init__(self, settings: KafkaSettings, deployment: str, topics: Sequence[str]) -> None:
         self._settings = settings
-        self._thread = ClientThread("kafka-subscription")
+        self._thread = ClientThread("kafka-subscription", settings.bootstrap_servers)
         self._assigned: set[tuple[str, int]] = set()
         self._paused: frozenset[tuple[str, int]] = frozenset()
         self._halted: dict[tuple[str, int], str] = {}

@@ -7,10 +7,13 @@ per client also keeps the order of calls: librdkafka forbids two transactional c
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
@@ -22,7 +25,10 @@ from pipeline.stream import Stream
 T = TypeVar("T")
 
 CALL_TIMEOUT_S: Final = 15.0
-"""Bound of one blocking call: a broker restart is ridden out, a dead broker is reported."""
+"""Given to one blocking call: a broker restart is ridden out, a dead broker is reported."""
+
+CALL_LIMIT_S: Final = 45.0
+"""After this long a call is given up, whatever time-out it was given."""
 
 FENCED: Final = frozenset(
     {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}  # noqa: SLF001 - public codes, odd names
@@ -116,16 +122,89 @@ def producer_fenced(transactional_id: str) -> ProducerFenced:
     )
 
 
+class BrokerWatch:
+    """Whether a client has lost a broker since it was made.
+
+    Such a client may go on asking the coordinator that it knew (https://github.com/confluentinc/librdkafka/issues/5511),
+    where a new one finds the present one at once. `lost` is up to date after a poll of the client.
+    """
+
+    def __init__(self) -> None:
+        self.lost = False
+
+    def config(self) -> dict[str, Any]:
+        """To be added to the client's configuration."""
+        return {"error_cb": self._on_error}
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):  # noqa: SLF001 - public codes, odd names
+            self.lost = True
+
+
 class ClientThread:
-    """The one thread in which a blocking client is used."""
+    """The one thread in which a blocking client is used.
 
-    def __init__(self, name: str) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+    librdkafka has calls that overrun their own time-out, some for ever (send_offsets_to_transaction when the
+    coordinator died: https://github.com/confluentinc/librdkafka/issues/5456). Such a call is left behind with its
+    thread and the next one gets a new thread; whatever the lost call still returns is dropped. So a function that is
+    called here must not change what a later call relies on, once it has been given up.
+    """
 
-    async def call(self, function: Callable[..., T], *args: Any) -> T:
-        """Run it there and wait. A cancelled wait does not stop the call; the next one queues behind it."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+    def __init__(self, name: str, address: str) -> None:
+        self._name = name
+        self._address = address
+        self._calls: SimpleQueue[_Call | None] | None = None
+
+    async def call(self, function: Callable[..., T], *args: Any, within_s: float = CALL_LIMIT_S) -> T:
+        """Run it there and wait. A cancelled wait does not stop the call; the next one queues behind it.
+
+        Raises what the function raises, and BusUnavailable when there is no answer in `within_s`.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        self._queue().put(_Call(loop, answer, partial(function, *args)))
+        try:
+            return await asyncio.wait_for(answer, within_s)
+        except TimeoutError as error:
+            self.end()
+            problem = f"Kafka's client gave no answer to {function.__name__.strip('_')} in {within_s:.0f} s"
+            raise BusUnavailable(problem, address=self._address) from error
 
     def end(self) -> None:
-        """Take no further calls."""
-        self._executor.shutdown(wait=False)
+        """End the thread after the calls that it has; another call would start another."""
+        calls, self._calls = self._calls, None
+        if calls is not None:
+            calls.put(None)
+
+    def _queue(self) -> SimpleQueue[_Call | None]:
+        if self._calls is None:
+            self._calls = SimpleQueue()
+            # A daemon: a lost call must not keep the process from ending.
+            threading.Thread(target=_serve, args=(self._calls,), name=self._name, daemon=True).start()
+        return self._calls
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A function to run in the thread, and where its answer is awaited."""
+
+    loop: asyncio.AbstractEventLoop
+    answer: asyncio.Future[Any]
+    function: Callable[[], Any]
+
+    def run(self) -> None:
+        try:
+            settle = partial(self.answer.set_result, self.function())
+        except BaseException as error:  # noqa: BLE001 - it is raised where the answer is awaited
+            settle = partial(self.answer.set_exception, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self.loop.call_soon_threadsafe(self._settle, settle)
+
+    def _settle(self, settle: Callable[[], None]) -> None:
+        if not self.answer.done():
+            settle()
+
+
+def _serve(calls: SimpleQueue[_Call | None]) -> None:
+    while (call := calls.get()) is not None:
+        call.run()

@@ -17,7 +17,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from pipeline.adapters.kafka import CALL_TIMEOUT_S, ClientThread, client_config, unavailable
+from pipeline.adapters.kafka import CALL_TIMEOUT_S, BrokerWatch, ClientThread, client_config, unavailable
 from pipeline.errors import BusUnavailable
 from pipeline.ports import Progress
 from pipeline.settings import KafkaSettings
@@ -71,8 +71,8 @@ class GroupOffsets:
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
         self._admin = AdminClient(client_config(settings))
-        self._outsiders: dict[str, Consumer] = {}
-        self._thread = ClientThread("kafka-offsets")
+        self._outsiders: dict[str, tuple[Consumer, BrokerWatch]] = {}
+        self._thread = ClientThread("kafka-offsets", settings.bootstrap_servers)
 
     async def committed(self, group: str, topic: str, partitions: int) -> Mapping[int, Committed]:
         """Offsets that no open transaction is changing. Raises BusUnavailable."""
@@ -111,19 +111,29 @@ class GroupOffsets:
                 return {tp.partition: Committed(tp.offset, tp.metadata or "") for tp in found if tp.offset >= 0}
             if unclear.code() not in PASSING or time.monotonic() > deadline_s:
                 raise unavailable(self._settings, unclear)
+            if unclear.code() == KafkaError._TIMED_OUT:  # noqa: SLF001 - a public code with an odd name
+                self._outsiders.pop(group)[0].close()
             time.sleep(ASK_AGAIN_S)
 
     def _outsider(self, group: str) -> Consumer:
         """A client that knows the group's coordinator and never joins the group."""
-        if group not in self._outsiders:
-            self._outsiders[group] = Consumer(
-                client_config(self._settings)
-                | {"group.id": group, "enable.auto.commit": False, "isolation.level": "read_committed"}
-            )
-        return self._outsiders[group]
+        if group in self._outsiders:
+            outsider, watch = self._outsiders[group]
+            outsider.poll(0)
+            if not watch.lost:
+                return outsider
+            outsider.close()
+        watch = BrokerWatch()
+        outsider = Consumer(
+            client_config(self._settings)
+            | watch.config()
+            | {"group.id": group, "enable.auto.commit": False, "isolation.level": "read_committed"}
+        )
+        self._outsiders[group] = outsider, watch
+        return outsider
 
     def _close(self) -> None:
-        for outsider in self._outsiders.values():
+        for outsider, _watch in self._outsiders.values():
             outsider.close()
         self._outsiders.clear()
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from confluent_kafka import TopicPartition
 
-from pipeline.adapters.kafka import ClientThread
 from pipeline.adapters.transactions import KafkaTransactions
 from pipeline.ports import Outgoing, Progress
 from pipeline.settings import KafkaSettings
@@ -17,21 +16,19 @@ class KafkaRoundWriter:
     """Fulfils ports.RoundWriter. `transactional_id` is stable over restarts, so that a restart fences a zombie."""
 
     def __init__(self, settings: KafkaSettings, transactional_id: str) -> None:
-        self._thread = ClientThread(f"kafka-{transactional_id}")
         self._transactions = KafkaTransactions(settings, transactional_id)
 
     async def open(self) -> None:
         """Build a new client. Raises BusUnavailable."""
-        await self._thread.call(self._transactions.open)
+        await self._transactions.open()
 
     async def commit(
         self, records: Sequence[Outgoing], progress: Mapping[tuple[str, int], Progress], generation: Any
     ) -> bool:
         """See ports.RoundWriter."""
         offsets = [TopicPartition(topic, p, at.offset, str(at.seq)) for (topic, p), at in progress.items()]
-        return await self._thread.call(self._transactions.run, records, offsets, generation)
+        return await self._transactions.run(records, offsets, generation)
 
     async def close(self) -> None:
         """Let the client go."""
         self._transactions.close()
-        self._thread.end()

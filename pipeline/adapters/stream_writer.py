@@ -13,7 +13,7 @@ import orjson
 from confluent_kafka import Consumer, TopicPartition
 
 from pipeline.adapters.batch_log import KafkaBatchLog
-from pipeline.adapters.kafka import ClientThread, Topics, client_config, consumer_group, reader_group
+from pipeline.adapters.kafka import Topics, client_config, consumer_group, reader_group
 from pipeline.adapters.offsets import GroupOffsets
 from pipeline.adapters.transactions import KafkaTransactions
 from pipeline.errors import MalformedBatch
@@ -37,13 +37,12 @@ class KafkaStreamWriter:
         self._topic = Topics(settings.topic_prefix).batches(stream.source)
         self._group = reader_group(deployment, stream)
         self._offsets = GroupOffsets(settings)
-        self._thread = ClientThread(f"kafka-writer-{stream.shard}")
         self._transactions = KafkaTransactions(settings, f"{deployment}-reader-{stream.source}-{stream.shard}")
         self._metadata = self._outsider()
 
     async def open(self) -> ReaderPosition | None:
         """Fence earlier writers; the position they committed. Raises BusUnavailable, MalformedBatch."""
-        await self._thread.call(self._transactions.open)
+        await self._transactions.open()
         committed = await self._offsets.committed(self._group, self._topic, self._shards)
         at = committed.get(self._stream.shard)
         return _position(at.metadata) if at is not None else await self._last_batch()
@@ -53,8 +52,8 @@ class KafkaStreamWriter:
         shard = self._stream.shard
         records = [Outgoing(self._topic, shard, str(self._stream).encode(), batch) for batch in batches]
         offset = TopicPartition(self._topic, shard, position.seq, _text(position))
-        if not await self._thread.call(self._transactions.run, records, [offset], self._metadata):
-            await self._thread.call(self._transactions.open)
+        if not await self._transactions.run(records, [offset], self._metadata):
+            await self._transactions.open()
 
     async def consumed(self) -> int:
         """Seq of the last batch that the consumers committed. Raises BusUnavailable."""
@@ -65,7 +64,6 @@ class KafkaStreamWriter:
     async def close(self) -> None:
         """Let the clients go."""
         self._transactions.close()
-        self._thread.end()
         await self._offsets.close()
 
     async def _last_batch(self) -> ReaderPosition | None:

@@ -32,7 +32,7 @@ class TopicAdmin:
         self._topics = Topics(settings.topic_prefix)
         self._admin = AdminClient(client_config(settings))
         self._offsets = GroupOffsets(settings)
-        self._thread = ClientThread("kafka-topics")
+        self._thread = ClientThread("kafka-topics", settings.bootstrap_servers)
 
     async def prepare(self, deployment: str, sources: Sequence[SourceSettings], used: frozenset[str]) -> None:
         """Make what is missing; refuse what does not fit.

@@ -106,9 +106,9 @@ class KafkaBroker:
             "offsets.retention.minutes": 525_600,
             "transactional.id.expiration.ms": 2_147_483_647,
             "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1_000,
-            # After kill -9 a broker may register again only once its last session is over: 4 s instead of 9 s.
-            "broker.session.timeout.ms": 4_000,
-            "broker.heartbeat.interval.ms": 1_000,
+            # After kill -9 a broker may register again only once its last session is over: 2 s instead of 9 s.
+            "broker.session.timeout.ms": 2_000,
+            "broker.heartbeat.interval.ms": 500,
             # A dead consumer's partitions move after 6 s instead of 45 s.
             "group.initial.rebalance.delay.ms": 0,
             "group.consumer.min.session.timeout.ms": 6_000,
