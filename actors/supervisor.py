@@ -1,8 +1,8 @@
-"""The supervisor as a Ray actor: gives every actor its work, again after each death, with growing pauses.
+"""The supervisor as a Ray actor: gives every actor of the crew its work, again after each death, with growing pauses.
 
 Ray starts a dead process again (max_restarts); the new process knows nothing, says `idle`, and is given its work. A
 stage that ended with an error is started again after a pause, unless another start cannot help: then the supervisor
-holds that error, and the driver ends the job with it.
+holds that error, and the driver ends the job with it. A supervisor that dies leaves the crew at work.
 """
 
 from __future__ import annotations
@@ -19,15 +19,11 @@ from typing import Any, Final
 import ray
 
 from actors import composition
-from actors.batch_consumer import BatchConsumerActor
-from actors.batch_reader import BatchReaderActor
 from actors.clients import RemoteKeyManager, SignerPool, ask
+from actors.crew import Crew
 from actors.host import StageHost, StageState, StageStatus
 from actors.key_manager import NAME as KEY_MANAGER
-from actors.key_manager import KeyManagerActor
-from actors.names import CALL_TIMEOUT_S, START_TIMEOUT_S, namespace, options
-from actors.signer import SignerActor
-from actors.tx_verifier import TxVerifierActor
+from actors.names import CALL_TIMEOUT_S, START_TIMEOUT_S
 from pipeline.errors import DependencyDown, OncesignError, RuntimeFault
 from pipeline.settings import Settings
 from pipeline.stages.backoff import Backoff
@@ -43,11 +39,6 @@ HEALTHY_AFTER_S: Final = 30.0
 """A stage that ran this long starts over with the shortest pause."""
 
 PREPARE_TIMEOUT_S: Final = 60.0
-NAME_TRIES: Final = 60
-NAME_WAIT_S: Final = 0.5
-
-SIGNER_CPUS: Final = 1.0
-OTHER_CPUS: Final = 0.25
 
 
 @dataclass(slots=True)
@@ -99,29 +90,27 @@ class PipelineStatus:
 
 @ray.remote
 class SupervisorActor:
-    """One per job."""
+    """One per job at a time."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, crew: Crew) -> None:
         self._settings = settings
+        self._crew = crew
         self._members: list[Member] = []
         self._host = StageHost("supervisor")
-        self._key_manager: Any = None
         self._seqs: dict[str, int] = {}
         self._ready = False
-        self._namespace = namespace(settings.deployment)
 
     def __repr__(self) -> str:
         return "supervisor"
 
-    async def start(self, *, verify: bool) -> None:
+    async def start(self) -> None:
         """Bring the pipeline up in the background."""
         composition.start_logging()
 
         async def run(stop: asyncio.Event) -> None:
-            self._key_manager = self._create_key_manager()
             async with composition.topics(self._settings) as self._topics:
                 await self._prepare(stop)
-                self._members = await self._create(verify=verify)
+                self._members = _members(self._settings, self._crew)
                 self._ready = True
                 await asyncio.gather(self._supervise(stop), self._sweep(stop))
 
@@ -146,20 +135,10 @@ class SupervisorActor:
             actors = [member.actor for member in self._members if member.name.startswith(prefix)]
             await asyncio.gather(*(actor.drain.remote() for actor in actors), return_exceptions=True)
         await self._host.drain()
-        if self._key_manager is not None:
-            await asyncio.gather(self._key_manager.drain.remote(), return_exceptions=True)
-            ray.kill(self._key_manager, no_restart=True)
+        await asyncio.gather(self._crew.key_manager.drain.remote(), return_exceptions=True)
+        ray.kill(self._crew.key_manager, no_restart=True)
 
     # ── bringing up ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _create_key_manager(self) -> Any:
-        detached = options(KEY_MANAGER, cpus=OTHER_CPUS, concurrency=1000) | {
-            "lifetime": "detached",
-            "get_if_exists": True,
-        }
-        return KeyManagerActor.options(  # type: ignore[attr-defined] # ray's decorator hides the class
-            **detached, namespace=self._namespace
-        ).remote(self._settings)
 
     async def _prepare(self, stop: asyncio.Event) -> None:
         """Lead, then topics and streams; what a server on its way up refuses is asked again, within a bound."""
@@ -167,7 +146,7 @@ class SupervisorActor:
         while not stop.is_set():
             try:
                 await self._lead()
-                await composition.prepare(self._settings, RemoteKeyManager(self._key_manager), self._topics)
+                await composition.prepare(self._settings, RemoteKeyManager(self._crew.key_manager), self._topics)
             except (DependencyDown, RuntimeFault) as error:
                 log.warning("supervisor: failed, tries again: %s", error)
                 await backoff.pause(error)
@@ -176,40 +155,9 @@ class SupervisorActor:
 
     async def _lead(self) -> None:
         """Wait until the key manager leads. Raises its refusal."""
-        status: StageStatus = await ask(self._key_manager.status.remote(), START_TIMEOUT_S, "the key manager")
+        status: StageStatus = await ask(self._crew.key_manager.status.remote(), START_TIMEOUT_S, "the key manager")
         if status.error is not None:
             raise status.error
-
-    async def _create(self, *, verify: bool) -> list[Member]:
-        settings = self._settings
-        signers = [
-            await self._actor(SignerActor, f"signer-{slot}", SIGNER_CPUS, slot, settings)
-            for slot in range(composition.signer_count(settings))
-        ]
-        self._signers = SignerPool(signers, settings.pool.batches_per_signer)
-        members = [Member(KEY_MANAGER, self._key_manager, _nothing)]
-        members += [Member(f"signer-{slot}", actor, _nothing) for slot, actor in enumerate(signers)]
-        for place in composition.reader_places(settings):
-            reader = await self._actor(BatchReaderActor, place.name, OTHER_CPUS, place.name)
-            start = partial(reader.start.remote, settings, place.source, place.shards, self._key_manager)
-            members.append(Member(place.name, reader, start))
-        for slot in range(settings.pool.consumers):
-            consumer = await self._actor(BatchConsumerActor, f"consumer-{slot}", OTHER_CPUS, slot)
-            start = partial(consumer.start.remote, settings, self._key_manager, signers)
-            members.append(Member(f"consumer-{slot}", consumer, start))
-        if verify:
-            verifier = await self._actor(TxVerifierActor, "tx-verifier", OTHER_CPUS)
-            members.append(Member("tx-verifier", verifier, partial(verifier.start.remote, settings)))
-        return members
-
-    async def _actor(self, kind: Any, name: str, cpus: float, *args: Any) -> Any:
-        """Create a named actor; the name may still belong to one of a job that has just died."""
-        for _ in range(NAME_TRIES):
-            try:
-                return kind.options(**options(name, cpus=cpus), namespace=self._namespace).remote(*args)
-            except ValueError:
-                await asyncio.sleep(NAME_WAIT_S)
-        raise RuntimeFault(f"an actor called {name} of another job still runs.", hint="Stop that job, or wait for it.")
 
     # ── keeping it up ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -221,10 +169,9 @@ class SupervisorActor:
 
     async def _sweep(self, stop: asyncio.Event) -> None:
         worker = Worker(f"sweeper.{os.getpid()}", self._settings.node)
-        async with composition.sweeper(
-            self._settings, worker, RemoteKeyManager(self._key_manager), self._signers
-        ) as sweeper:
-            self._sweeper = sweeper
+        manager = RemoteKeyManager(self._crew.key_manager)
+        signers = SignerPool(self._crew.signers, self._settings.pool.batches_per_signer)
+        async with composition.sweeper(self._settings, worker, manager, signers) as sweeper:
             await sweeper.run(stop)
 
     # ── drained? ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -259,11 +206,26 @@ class SupervisorActor:
                 stream = str(Stream(source.name, shard))
                 done = progress[shard].seq if shard in progress else 0
                 left += stream not in halted and done != self._seqs.get(stream, 0)
-        assignments = await RemoteKeyManager(self._key_manager).assignments()
+        assignments = await RemoteKeyManager(self._crew.key_manager).assignments()
         return left + sum(str(a.stream) not in halted for a in assignments)
 
     def _halted(self) -> dict[str, str]:
         return _merged(self._members, "halted")
+
+
+def _members(settings: Settings, crew: Crew) -> list[Member]:
+    """Every actor of the crew with how it is given its work."""
+    members = [Member(KEY_MANAGER, crew.key_manager, _nothing)]
+    members += [Member(f"signer-{slot}", actor, _nothing) for slot, actor in enumerate(crew.signers)]
+    for place, reader in zip(composition.reader_places(settings), crew.readers, strict=True):
+        start = partial(reader.start.remote, settings, place.source, place.shards, crew.key_manager)
+        members.append(Member(place.name, reader, start))
+    for slot, consumer in enumerate(crew.consumers):
+        start = partial(consumer.start.remote, settings, crew.key_manager, crew.signers)
+        members.append(Member(f"consumer-{slot}", consumer, start))
+    if crew.verifier is not None:
+        members.append(Member("tx-verifier", crew.verifier, partial(crew.verifier.start.remote, settings)))
+    return members
 
 
 def _merged(members: list[Member], count: str) -> dict[str, Any]:

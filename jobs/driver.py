@@ -19,7 +19,7 @@ from typing import Any, Final
 import orjson
 import ray
 
-from actors import composition
+from actors import composition, crew
 from actors.clients import ask
 from actors.host import StageState, StageStatus
 from actors.names import START_TIMEOUT_S, namespace
@@ -54,6 +54,7 @@ class Driver:
         self._settings = settings
         self._wish = wish
         self._stop = asyncio.Event()
+        self._crew: crew.Crew | None = None
         self._supervisor: Any = None
         self._supervisors = 0
         self._started_s = time.monotonic()
@@ -86,16 +87,17 @@ class Driver:
     # ── the supervisor ───────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _create(self) -> None:
+        self._crew = self._crew or await crew.create(self._settings, verify=self._wish.verify)
         self._supervisors += 1
         if self._supervisors > SUPERVISORS_MAX:
             raise RuntimeFault(f"the supervisor ended {SUPERVISORS_MAX} times.", hint="Its logs are in the dashboard.")
         self._supervisor = SupervisorActor.options(  # type: ignore[attr-defined] # ray's decorator hides the class
             num_cpus=SUPERVISOR_CPUS, max_concurrency=16
-        ).remote(self._settings)
-        await ask(self._supervisor.start.remote(verify=self._wish.verify), START_TIMEOUT_S, "the supervisor")
+        ).remote(self._settings, self._crew)
+        await ask(self._supervisor.start.remote(), START_TIMEOUT_S, "the supervisor")
 
     async def _status(self) -> PipelineStatus:
-        """A dead supervisor is replaced; what it supervised died with it and is started anew."""
+        """A dead supervisor is replaced; the crew stays at work meanwhile."""
         try:
             status: PipelineStatus = await ask(self._supervisor.status.remote(), STATUS_TIMEOUT_S, "the supervisor")
         except RuntimeFault as error:

@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import adbc_driver_manager
 import pyarrow as pa
-from adbc_driver_postgresql import dbapi
 from psycopg import sql
 
 from pipeline.adapters.postgres import Database, unavailable, uri
@@ -167,6 +166,9 @@ class PostgresSource:
     def _connection(self) -> Any:
         """One connection per thread, made again after an error."""
         if getattr(self._local, "connection", None) is None:
+            # It loads pandas: a third of a second that actors without a source should not spend.
+            from adbc_driver_postgresql import dbapi  # noqa: PLC0415
+
             connection = dbapi.connect(uri(self._settings), autocommit=True)
             self._open.append(connection)
             self._local.connection = connection
