@@ -27,6 +27,7 @@ class Report:
 
     counts: dict[str, int]
     violations: list[Violation]
+    waiting: int  #: rows that a running pipeline has still to settle; 0 when none runs
 
 
 def verify(json: Json = False) -> None:
@@ -38,6 +39,7 @@ def verify(json: Json = False) -> None:
         "signed": report.counts["signed"],
         "rejected": report.counts["rejected"],
         "violations": len(report.violations),
+        "waiting": report.waiting,
     }
     if json:
         emit(fields | {"found": [str(violation) for violation in report.violations]})
@@ -45,21 +47,41 @@ def verify(json: Json = False) -> None:
         emit_fields(fields, as_json=False)
     for violation in report.violations[:SHOWN_MAX]:
         say(str(violation))
+    if report.waiting:
+        say(f"A pipeline runs: {report.waiting:,} rows wait for it and were not judged.")
     if report.violations:
         raise ViolationFound(f"{len(report.violations)} violation(s).", hint="They are in the table `violations`.")
 
 
 async def examine(settings: Settings) -> Report:
-    """Look at all that is published, then for what is missing. Raises DependencyDown."""
+    """Look at all that is published, then for what is missing, and compare assignments with the ledger.
+
+    Raises DependencyDown.
+    """
     from actors import composition
+    from jobs.desk import leads
+    from jobs.overview import read_assignments
+
+    running = await leads(settings)
+    async with composition.verifier(settings) as verifier:
+        if running:
+            violations = await verifier.reconcile_running()
+        else:
+            await verifier.catch_up()
+            violations = await verifier.reconcile()
+        violations += await verifier.compare(await read_assignments(settings))
+    counts = await outcome_counts(settings)
+    waiting = max(0, await composition.total(settings) - counts["signed"] - counts["rejected"]) if running else 0
+    return Report(counts, violations, waiting)
+
+
+async def outcome_counts(settings: Settings) -> dict[str, int]:
+    """Rows by outcome, and violations. Raises DatabaseUnavailable."""
     from pipeline.adapters.outcomes import PostgresOutcomes
 
-    async with composition.verifier(settings) as verifier:
-        await verifier.catch_up()
-        violations = await verifier.reconcile()
     outcomes = PostgresOutcomes(settings.postgres)
     try:
-        return Report(dict(await outcomes.counts()), violations)
+        return dict(await outcomes.counts())
     finally:
         await outcomes.close()
 

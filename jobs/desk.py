@@ -68,6 +68,24 @@ async def key_desk(settings: Settings) -> AsyncIterator[KeyDesk]:
         await ledger.close()
 
 
+async def leads(settings: Settings) -> bool:
+    """Whether a key manager holds the deployment: a pipeline runs. Raises StoreUnavailable."""
+    store = EtcdStore(settings.etcd)
+    try:
+        return await store.get(Paths(settings.deployment).leader) is not None
+    finally:
+        await store.close()
+
+
+async def has_keys(settings: Settings) -> bool:
+    """Whether the pool has any key. Raises StoreUnavailable."""
+    store = EtcdStore(settings.etcd)
+    try:
+        return bool(await store.list(Paths(settings.deployment).sealed_keys))
+    finally:
+        await store.close()
+
+
 @asynccontextmanager
 async def etcd_view(settings: Settings) -> AsyncIterator[View]:
     """What etcd holds now, read without leading. Raises StoreUnavailable."""

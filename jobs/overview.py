@@ -7,11 +7,13 @@ from collections import Counter
 from typing import Any
 
 from actors import composition
+from jobs.checks import outcome_counts
 from jobs.desk import etcd_view
 from pipeline.adapters.batch_log import KafkaBatchLog
 from pipeline.adapters.ledger import PostgresLedger
 from pipeline.adapters.outcomes import PostgresOutcomes
 from pipeline.adapters.postgres_source import PostgresSource
+from pipeline.assignment.records import Assignment
 from pipeline.errors import UsageError
 from pipeline.ethereum.decoding import decode
 from pipeline.ethereum.signed import SignedRecord
@@ -25,25 +27,18 @@ async def overview(settings: Settings) -> dict[str, Any]:
         states = Counter(held.record.state.value for held in view.keys.values())
         streams = {str(stream): held.record for stream, held in sorted(view.streams.items())}
         waiting = len(view.assignments)
-    outcomes = PostgresOutcomes(settings.postgres)
-    try:
-        counts = dict(await outcomes.counts())
-    finally:
-        await outcomes.close()
     return {
         "keys": dict(states),
         "assignments": waiting,
         "streams": {name: record.seq for name, record in streams.items()},
         "halted": {name: record.halted for name, record in streams.items() if record.halted},
         "rows": await composition.total(settings),
-        "outcomes": counts,
+        "outcomes": await outcome_counts(settings),
     }
 
 
 async def assignments(settings: Settings) -> list[dict[str, Any]]:
     """What was lent and not released, the oldest first."""
-    async with etcd_view(settings) as view:
-        found = sorted((held.record for held in view.assignments.values()), key=lambda a: a.since_unix_ms)
     return [
         {
             "stream": str(a.stream),
@@ -56,8 +51,14 @@ async def assignments(settings: Settings) -> list[dict[str, Any]]:
             "since": dt.datetime.fromtimestamp(a.since_unix_ms / 1000, dt.UTC).isoformat(timespec="milliseconds"),
             "fence": a.fence,
         }
-        for a in found
+        for a in await read_assignments(settings)
     ]
+
+
+async def read_assignments(settings: Settings) -> list[Assignment]:
+    """The records behind it. Raises StoreUnavailable."""
+    async with etcd_view(settings) as view:
+        return sorted((held.record for held in view.assignments.values()), key=lambda a: a.since_unix_ms)
 
 
 async def life_of(settings: Settings, source_name: str, tx_id: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from jobs.checks import examine, outcome_counts
 from jobs.keys import create_keys, open_kek
 from jobs.loading import load_settings
 from jobs.output import Json, emit, say
@@ -63,11 +64,10 @@ def warm_kernel() -> None:
 
 
 def _require_keys(settings: Settings) -> None:
-    from jobs.overview import overview
+    from jobs.desk import has_keys
 
     open_kek(settings)
-    keys = asyncio.run(overview(settings))["keys"]
-    if not keys:
+    if not asyncio.run(has_keys(settings)):
         raise UsageError("the pool has no key.", hint="Run: oncesign keys create --count 16")
 
 
@@ -138,7 +138,7 @@ def demo(
     settings = resolve(settings)
     migrations.migrate(settings.postgres)
     ensure_keys(settings)
-    before = _outcome_counts(settings)
+    before = asyncio.run(outcome_counts(settings))
     stock_mocked(settings, settings.sources[0], count, int(time.time()), DEMO_INVALID_SHARE)
     started_s = time.monotonic()
     summary = run_pipeline(settings, until_drained=True, verify=True)
@@ -149,28 +149,20 @@ def demo(
 
 def ensure_keys(settings: Settings) -> None:
     """Make DEMO_KEYS keys when the pool is empty."""
-    from jobs.overview import overview
+    from jobs.desk import has_keys
 
     kek = open_kek(settings)
-    if not asyncio.run(overview(settings))["keys"]:
+    if not asyncio.run(has_keys(settings)):
         with progress(f"making {DEMO_KEYS} keys"):
             asyncio.run(create_keys(settings, kek, DEMO_KEYS))
 
 
-def _outcome_counts(settings: Settings) -> dict[str, int]:
-    from jobs.overview import overview
-
-    counts: dict[str, int] = asyncio.run(overview(settings))["outcomes"]
-    return counts
-
-
 def _conclude(settings: Settings, before: dict[str, int], summary: dict[str, Any], seconds: float) -> None:
     from actors import cluster
-    from jobs.checks import examine
 
-    after = _outcome_counts(settings)
     with progress("looking for gaps, repeats and missing rows"):
         report = asyncio.run(examine(settings))
+    after = report.counts
     kinds = [violation.kind.value for violation in report.violations]
     duplicates = sum(kind in DUPLICATES for kind in kinds)
     lost = sum(kind in LOSSES for kind in kinds)

@@ -102,11 +102,22 @@ class PostgresOutcomes:
             raise unavailable(self._settings, error) from error
         return found
 
-    async def reconcile(self, source: SourceSettings, limit: int) -> Sequence[Violation]:
+    async def reconcile(
+        self, source: SourceSettings, limit: int, heads: Mapping[Stream, int] | None = None
+    ) -> Sequence[Violation]:
         """See stages.verifier.Outcomes; what was found while following is part of it."""
         table = sql.SQL(".").join(map(sql.Identifier, source.table.split("."))).as_string(None)
         template = (resources.files("pipeline") / "sql" / "reconcile.sql").read_text(encoding="utf-8")
-        rows = await self._fetch(template.replace(":table", table), {"source": source.name, "limit": limit})
+        streams = list(heads or ())
+        parameters = {
+            "source": source.name,
+            "limit": limit,
+            "running": heads is not None,
+            "sources": [stream.source for stream in streams],
+            "shards": [stream.shard for stream in streams],
+            "seqs": [(heads or {})[stream] for stream in streams],
+        }
+        rows = await self._fetch(template.replace(":table", table), parameters)
         return [
             Violation(
                 ViolationKind(kind), detail, Stream(source.name, shard) if shard is not None else None, seq, tx_id

@@ -1,8 +1,23 @@
--- What is missing of one source when nothing is under way: kind, detail, shard, seq, tx_id. `:table` is the source.
+-- What is missing of one source: kind, detail, shard, seq, tx_id. `:table` is the source. While a pipeline runs, only
+-- what is due by now: batches up to the ledger's heads in sources, shards and seqs, and rows that others have overtaken.
+
+WITH due AS (
+    SELECT l.* FROM signing_ledger l
+    WHERE NOT %(running)s OR EXISTS (
+        SELECT FROM unnest(%(sources)s::text[], %(shards)s::int[], %(seqs)s::bigint[]) AS head (source, shard, seq)
+        WHERE (head.source, head.shard) = (l.source, l.shard) AND l.seq <= head.seq)
+), latest AS MATERIALIZED (
+    SELECT DISTINCT ON (s.shard) s.shard, s.created_xid, s.id
+    FROM :table s JOIN outcomes o ON o.source = %(source)s AND o.tx_id = s.id
+    WHERE %(running)s
+    ORDER BY s.shard, s.created_xid DESC, s.id DESC
+)
 
 -- Rows that are neither signed nor rejected.
 (SELECT 'row_without_outcome', 'committed, but neither signed nor rejected', t.shard::int, NULL::bigint, t.id
- FROM :table t WHERE NOT EXISTS (SELECT FROM outcomes o WHERE o.source = %(source)s AND o.tx_id = t.id)
+ FROM :table t LEFT JOIN latest ON latest.shard = t.shard
+ WHERE (NOT %(running)s OR (t.created_xid, t.id) < (latest.created_xid, latest.id))
+   AND NOT EXISTS (SELECT FROM outcomes o WHERE o.source = %(source)s AND o.tx_id = t.id)
  LIMIT %(limit)s)
 
 UNION ALL
@@ -17,7 +32,7 @@ UNION ALL
      UNION ALL
      SELECT source, chain_id, sender, NULL, NULL, fillers FROM verified_batches WHERE fillers > 0
      UNION ALL
-     SELECT source, chain_id, sender, first_nonce, first_nonce + count - 1, 0 FROM signing_ledger WHERE count > 0
+     SELECT source, chain_id, sender, first_nonce, first_nonce + count - 1, 0 FROM due WHERE count > 0
  ) nonces
  GROUP BY chain_id, sender
  HAVING bool_or(source = %(source)s) AND max(high) - min(low) + 1 <> sum(held)
@@ -26,7 +41,7 @@ UNION ALL
 UNION ALL
 -- Batches that a signer swore to sign and that never appeared.
 (SELECT 'batch_not_published', format('worker %%s recorded it at %%s', l.worker, l.written_at), l.shard::int, l.seq, NULL
- FROM signing_ledger l
+ FROM due l
  WHERE l.source = %(source)s
    AND NOT EXISTS (SELECT FROM verified_batches v WHERE (v.source, v.shard, v.seq) = (l.source, l.shard, l.seq))
  LIMIT %(limit)s)

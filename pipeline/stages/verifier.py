@@ -31,6 +31,7 @@ from pipeline.stages.inspection import (
     unsound,
 )
 from pipeline.stages.violation import Violation, ViolationKind
+from pipeline.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,10 @@ RECORDS_MAX: Final = 8
 
 REJECTIONS_MAX: Final = 1_000
 IDLE_S: Final = 0.25
+SETTLE_S: Final = 30.0
+"""How long a batch that was sworn may take to appear, a death of its worker included."""
+
+SETTLE_LOOK_S: Final = 2.0
 KEPT_VIOLATIONS_MAX: Final = 100
 """Findings kept in memory for a report; all of them are in the table `violations`."""
 
@@ -54,8 +59,14 @@ class Outcomes(Protocol):
         """All of it in one transaction; the violations that the tables' own keys found beside those given."""
         ...
 
-    async def reconcile(self, source: SourceSettings, limit: int) -> Sequence[Violation]:
-        """What is missing: gaps, rows without an outcome, batches never published; at most `limit` of each."""
+    async def reconcile(
+        self, source: SourceSettings, limit: int, heads: Mapping[Stream, int] | None = None
+    ) -> Sequence[Violation]:
+        """What is missing: gaps, rows without an outcome, batches never published; at most `limit` of each.
+
+        With `heads` a pipeline runs, and only what is due by now can be missing: batches up to these, and rows that
+        later rows of their stream have overtaken.
+        """
         ...
 
     async def counts(self) -> Mapping[str, int]:
@@ -164,12 +175,28 @@ class Verifier:
                 at = start
             self._positions[topic, partition] = at
 
-    async def reconcile(self) -> list[Violation]:
-        """What is missing or was found earlier, over everything; call it when nothing is under way."""
+    async def reconcile(self, heads: Mapping[Stream, int] | None = None) -> list[Violation]:
+        """What is missing or was found earlier, over everything; without `heads` nothing may be under way."""
         violations: list[Violation] = []
         for source in self._settings.values():
-            violations += await self._ports.outcomes.reconcile(source, KEPT_VIOLATIONS_MAX)
+            violations += await self._ports.outcomes.reconcile(source, KEPT_VIOLATIONS_MAX, heads)
         return violations
+
+    async def reconcile_running(self) -> list[Violation]:
+        """The same beside a pipeline that runs: what a second look still finds after SETTLE_S at the most.
+
+        Kafka's partitions are not read at one moment, so a single look can miss what is there.
+        """
+        heads = await self._ports.ledger.heads()
+        await self.catch_up()
+        found = await self.reconcile(heads)
+        deadline_s = self._ports.clock.monotonic_s() + SETTLE_S
+        while found and self._ports.clock.monotonic_s() < deadline_s:
+            await self._ports.clock.sleep(SETTLE_LOOK_S)
+            await self.catch_up()
+            before = {_subject(violation) for violation in found}
+            found = [violation for violation in await self.reconcile(heads) if _subject(violation) in before]
+        return found
 
     async def compare(self, assignments: Sequence[Assignment]) -> list[Violation]:
         """Assignments that are under way against the ledger; one that was not sworn yet has no row there."""
@@ -258,6 +285,11 @@ class Verifier:
             log.error("verifier: failed: %s", violation)
         room = KEPT_VIOLATIONS_MAX - len(self.count.first)
         self.count.first += [str(violation) for violation in violations[:room]]
+
+
+def _subject(violation: Violation) -> tuple[object, ...]:
+    """What a violation is about; the rest of its text changes while a pipeline runs."""
+    return violation.kind, violation.stream, violation.seq, violation.tx_id, violation.detail.split(":")[0]
 
 
 def _unreadable(place: Place, problem: str) -> Finding:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import DatabaseUnavailable
 from pipeline.ethereum.reasons import Reason
-from pipeline.ports import Outcome
+from pipeline.ports import LedgerEntry, Outcome
 from pipeline.settings import SourceSettings
 from pipeline.stages.inspection import Finding, Sighting
 from pipeline.stages.violation import Violation, ViolationKind
-from pipeline.stream import Stream
+from pipeline.stream import START, Cursor, Stream
 from pipeline.testing.ledger import TwinLedger
 from pipeline.testing.source import TwinSource
 
@@ -45,13 +45,16 @@ class TwinOutcomes:
         self.next_offsets[topic, partition] = next_offset
         return found
 
-    async def reconcile(self, source: SourceSettings, limit: int) -> Sequence[Violation]:
+    async def reconcile(
+        self, source: SourceSettings, limit: int, heads: Mapping[Stream, int] | None = None
+    ) -> Sequence[Violation]:
         """See stages.verifier.Outcomes."""
         await self._connect()
+        due = {at: entry for at, entry in self.ledger.rows.items() if heads is None or entry.seq <= heads.get(at[0], 0)}
         kinds: tuple[Iterator[Violation], ...] = (
-            self._rows_without_outcome(source.name),
-            self._gaps(source.name),
-            self._unpublished(source.name),
+            self._rows_without_outcome(source.name, running=heads is not None),
+            self._gaps(source.name, due),
+            self._unpublished(source.name, due),
             self._unfilled(source.name),
             (v for v in self.violations if v.stream is None or v.stream.source == source.name),
         )
@@ -89,21 +92,27 @@ class TwinOutcomes:
         detail = f"published at {first.place} and again at {seen.place}"
         return Violation(ViolationKind.BATCH_TWICE, detail, header.stream, header.seq)
 
-    def _rows_without_outcome(self, source: str) -> Iterator[Violation]:
+    def _rows_without_outcome(self, source: str, *, running: bool) -> Iterator[Violation]:
         table = self.sources[source]
-        for tx_id in sorted(table.rows):
-            if (source, tx_id) not in self.outcomes:
+        latest: dict[int, Cursor] = {}
+        for tx_id, row in table.rows.items():
+            if (source, tx_id) in self.outcomes:
+                shard = tx_id % table.shards
+                latest[shard] = max(latest.get(shard, START), row.cursor)
+        for tx_id, row in sorted(table.rows.items()):
+            overtaken = row.cursor < latest.get(tx_id % table.shards, START)
+            if (source, tx_id) not in self.outcomes and (overtaken or not running):
                 detail = "committed, but neither signed nor rejected"
                 stream = Stream(source, tx_id % table.shards)
                 yield Violation(ViolationKind.ROW_WITHOUT_OUTCOME, detail, stream, None, tx_id)
 
-    def _gaps(self, source: str) -> Iterator[Violation]:
+    def _gaps(self, source: str, due: Mapping[tuple[Stream, int], LedgerEntry]) -> Iterator[Violation]:
         held: dict[tuple[int, str], list[tuple[int, int, int]]] = {}
         ours: set[tuple[int, str]] = set()
         for outcome in self.nonces.values():
             nonce = outcome.nonce or 0
             held.setdefault((outcome.chain_id, outcome.sender), []).append((nonce, nonce, 1))
-        for entry in self.ledger.rows.values():
+        for entry in due.values():
             if entry.count:
                 bounds = entry.first_nonce, entry.first_nonce + entry.count - 1, 0
                 held.setdefault((entry.chain_id, entry.sender), []).append(bounds)
@@ -119,8 +128,8 @@ class TwinOutcomes:
                 detail = f"{sender} on chain {chain_id}: nonces {low} to {high} hold {count} transactions"
                 yield Violation(ViolationKind.NONCE_GAP, detail)
 
-    def _unpublished(self, source: str) -> Iterator[Violation]:
-        for (stream, seq), entry in sorted(self.ledger.rows.items()):
+    def _unpublished(self, source: str, due: Mapping[tuple[Stream, int], LedgerEntry]) -> Iterator[Violation]:
+        for (stream, seq), entry in sorted(due.items()):
             if stream.source == source and (stream, seq) not in self.sightings:
                 detail = f"worker {entry.worker} recorded it"
                 yield Violation(ViolationKind.BATCH_NOT_PUBLISHED, detail, stream, seq)

@@ -50,9 +50,9 @@ class Tables:
         else:
             insert(self.source, "transactions", rows)
 
-    async def reconcile(self) -> list[Violation]:
+    async def reconcile(self, heads: dict[Stream, int] | None = None) -> list[Violation]:
         outcomes: Outcomes = self.outcomes
-        return list(await outcomes.reconcile(SOURCE, LIMIT))
+        return list(await outcomes.reconcile(SOURCE, LIMIT, heads))
 
 
 @pytest.fixture(params=["twin", pytest.param("postgres", marks=pytest.mark.integration)])
@@ -182,6 +182,21 @@ async def test_a_batch_that_was_sworn_and_not_seen(tables: Tables) -> None:
     [missing] = await tables.reconcile()
     assert (missing.kind, missing.seq) == (ViolationKind.BATCH_NOT_PUBLISHED, 2)
     assert "signer-0" in missing.detail
+
+
+async def test_beside_a_running_pipeline_only_what_is_due_can_be_missing(tables: Tables) -> None:
+    tables.insert(30)  # ids 1, 9, 17, 25 are in shard 1
+    await tables.ledger.record(replace(ENTRY, count=2))
+    await tables.ledger.record(replace(ENTRY, seq=2, digest="bb" * 32, first_nonce=2, count=1))
+    await save(tables, Finding(outcomes=[signed(1, 0), signed(9, 1)], sightings=[seen(count=2)]))
+    assert await tables.reconcile({STREAM: 1}) == []
+    assert {v.kind for v in await tables.reconcile({STREAM: 2})} == {
+        ViolationKind.BATCH_NOT_PUBLISHED,
+        ViolationKind.NONCE_GAP,
+    }
+    await save(tables, Finding(outcomes=[signed(25, 2)]))
+    [overtaken] = await tables.reconcile({STREAM: 1})
+    assert (overtaken.kind, overtaken.tx_id) == (ViolationKind.ROW_WITHOUT_OUTCOME, 17)
 
 
 @pytest.mark.parametrize("nonces", [(0, 1, 3), (1, 2, 3), (0, 1, 2)], ids=["inside", "at the start", "at the end"])

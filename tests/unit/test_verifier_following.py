@@ -71,6 +71,31 @@ async def test_a_topic_that_was_made_anew_is_a_finding(publisher: Publisher) -> 
     assert kinds(await findings(publisher, verifier(publisher, kept))) == {ViolationKind.RECORDS_GONE}
 
 
+async def test_beside_a_running_pipeline_what_is_under_way_is_no_finding(publisher: Publisher) -> None:
+    await publisher.honest(0, 10)
+    made = verifier(publisher, clock=TwinClock())
+    assert await made.reconcile_running() == []
+
+
+async def test_beside_a_running_pipeline_a_sworn_batch_has_time_to_appear(publisher: Publisher) -> None:
+    record = await all_but_last(publisher)
+    clock = TwinClock()
+    looking = asyncio.create_task(verifier(publisher, clock=clock).reconcile_running())
+    await clock.advance(5)
+    assert not looking.done()
+    publisher.publish(record)
+    await clock.until(looking)
+    assert looking.result() == []
+
+
+async def test_beside_a_running_pipeline_a_sworn_batch_that_never_appears_is_a_finding(publisher: Publisher) -> None:
+    await all_but_last(publisher)
+    clock = TwinClock()
+    looking = asyncio.create_task(verifier(publisher, clock=clock).reconcile_running())
+    await clock.until(looking)
+    assert kinds(looking.result()) == {ViolationKind.BATCH_NOT_PUBLISHED, ViolationKind.NONCE_GAP}
+
+
 async def test_it_waits_out_a_server_that_is_away(publisher: Publisher) -> None:
     publisher.publish(await all_but_last(publisher))
     clock, stop = TwinClock(), asyncio.Event()
