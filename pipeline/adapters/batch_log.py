@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from pipeline.adapters.kafka import ClientThread, client_config, consumer_group, unavailable
+from pipeline.adapters.kafka import ClientThread, client_config, consumer_group, take, unavailable
 from pipeline.adapters.offsets import GroupOffsets, progress_of
 from pipeline.errors import BusUnavailable
 from pipeline.ports import Message, Place, Progress
@@ -100,7 +100,7 @@ class KafkaBatchLog:
         assert self._consumer is not None  # noqa: S101 - scan() seeks first
         reached = -1
         messages = []
-        for raw in self._consumer.consume(FETCH_MESSAGES_MAX, POLL_S):
+        for raw in take(self._consumer, FETCH_MESSAGES_MAX, POLL_S):
             error = raw.error()
             if error is None:
                 messages.append(message_of(raw))

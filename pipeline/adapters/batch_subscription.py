@@ -8,7 +8,7 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline.adapters.batch_log import message_of
-from pipeline.adapters.kafka import CALL_TIMEOUT_S, ClientThread, client_config, consumer_group, unavailable
+from pipeline.adapters.kafka import CALL_TIMEOUT_S, ClientThread, client_config, consumer_group, take, unavailable
 from pipeline.ports import Message
 from pipeline.settings import KafkaSettings
 
@@ -79,7 +79,7 @@ class KafkaBatchSubscription:
         # with it can be refused needlessly, but never be accepted for a partition that went to another member.
         generation = self._consumer.consumer_group_metadata()
         messages = []
-        for raw in self._consumer.consume(max_messages, timeout_s):
+        for raw in take(self._consumer, max_messages, timeout_s):
             error = raw.error()
             if error is None:
                 if (raw.topic(), raw.partition()) in self._assigned:

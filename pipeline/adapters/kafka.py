@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 
 from pipeline.errors import BusUnavailable, ProducerFenced, SecretFileError
 from pipeline.settings import KafkaSettings
@@ -120,6 +120,12 @@ def producer_fenced(transactional_id: str) -> ProducerFenced:
         f"another process has taken over {transactional_id}.",
         hint="Two pipelines run on one deployment; stop one, or set ONCESIGN_DEPLOYMENT.",
     )
+
+
+def take(consumer: Consumer, most: int, timeout_s: float) -> list[Message]:
+    """Up to `most` messages, as soon as there is one; `Consumer.consume` alone would wait for all of them."""
+    first = consumer.poll(timeout_s)
+    return [] if first is None else [first, *consumer.consume(most - 1, 0)]
 
 
 class BrokerWatch:

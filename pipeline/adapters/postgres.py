@@ -29,6 +29,7 @@ CLIENT_PREFIX: Final = re.compile(
     r"^(IO: \[libpq\] Failed to connect: |connection failed: )?(connection to server at .+? failed: )?"
     r"|^[A-Z_]+: (?=.*ERROR: )"
 )
+NO_DATABASE: Final = re.compile(r'database ".*" does not exist')
 MIGRATE: Final = "Run: oncesign migrate"
 LOGIN: Final = "Check the user in ONCESIGN_POSTGRES__DSN and the password in ONCESIGN_POSTGRES__PASSWORD_FILE."
 HINTS: Final = {
@@ -39,6 +40,9 @@ HINTS: Final = {
     "25006": "It is a standby: name the primary in ONCESIGN_POSTGRES__DSN.",
 }
 """What to do about an SQLSTATE."""
+
+
+PORT_MAX: Final = 65535
 
 
 def connection_string(settings: PostgresSettings) -> str:
@@ -52,6 +56,9 @@ def connection_string(settings: PostgresSettings) -> str:
             f"is not a libpq connection string ({str(error).splitlines()[0]})",
             hint="For example: postgresql://user@host:5432/database",
         ) from None
+    ports = str(parts.get("port") or "5432").split(",")
+    if not all(port.isdecimal() and 0 < int(port) <= PORT_MAX for port in ports):
+        raise SettingError("ONCESIGN_POSTGRES__DSN", f"has no port {','.join(ports)}", hint="Mend it.")
     if parts.get("password"):
         raise SettingError(
             "ONCESIGN_POSTGRES__DSN",
@@ -92,8 +99,11 @@ def unavailable(settings: PostgresSettings, error: Exception) -> OncesignError:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reason = CLIENT_PREFIX.sub("", lines[0])
     state = getattr(error, "sqlstate", None) or ""
+    hint: str | None
     if "password" in reason or "authentication" in reason:
-        hint: str | None = LOGIN  # a refused connection has no SQLSTATE in libpq
+        hint = LOGIN  # a refused connection has no SQLSTATE in libpq
+    elif NO_DATABASE.search(reason):
+        hint = "Create it in Postgres, or name another in ONCESIGN_POSTGRES__DSN."
     else:
         hint = HINTS.get(state)
     return DatabaseUnavailable(reason, address=address(settings), hint=hint)

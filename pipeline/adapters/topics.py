@@ -47,6 +47,22 @@ class TopicAdmin:
         """
         await self._thread.call(self._prepare, deployment, sources, used)
 
+    async def require(self, used: frozenset[str]) -> None:
+        """Raises DeploymentHalted when a topic of these sources, or tx.signed, is gone; BusUnavailable."""
+        self._require(await self._thread.call(self._present), used)
+
+    async def remake(self, source: SourceSettings) -> None:
+        """Make the topic of a source's batches again, if it is gone. Raises DeploymentHalted without a tx.signed."""
+        present = await self._thread.call(self._present)
+        self._require(present, frozenset(), signed=True)
+        topic = self._topics.batches(source.name)
+        if topic not in present:
+            await self._thread.call(self._create, topic, source.shards)
+
+    async def end(self, source: SourceSettings, shard: int) -> int:
+        """Where the partition of a shard ends. Raises BusUnavailable."""
+        return (await self._offsets.ends(self._topics.batches(source.name), committed=False))[shard]
+
     async def names(self) -> list[str]:
         """All topics that the broker shows us. Raises BusUnavailable."""
         return sorted(await self._thread.call(self._present))
@@ -73,12 +89,7 @@ class TopicAdmin:
         wanted = {self._topics.batches(source.name): source.shards for source in sources}
         wanted |= {self._topics.signed: self._settings.signed_partitions, self._topics.rejected: 1}
         present = self._present()
-        in_use = {self._topics.batches(name) for name in used} | ({self._topics.signed} if used else set())
-        for topic in sorted(in_use - present.keys()):
-            raise DeploymentHalted(
-                f"topic {topic} is gone, but batches of it were assigned.",
-                hint="Nothing was signed. See docs/operations.md, 'A deleted topic'.",
-            )
+        self._require(present, used)
         for topic, partitions in wanted.items():
             if topic not in present:
                 self._create(topic, partitions)
@@ -91,6 +102,14 @@ class TopicAdmin:
                     hint="The count is fixed when a topic is made; set it to what the topic has.",
                 )
         self._set_session(consumer_group(deployment))
+
+    def _require(self, present: Mapping[str, int], used: frozenset[str], *, signed: bool = False) -> None:
+        in_use = {self._topics.batches(name) for name in used} | ({self._topics.signed} if used or signed else set())
+        for topic in sorted(in_use - present.keys()):
+            raise DeploymentHalted(
+                f"topic {topic} is gone, but batches were assigned.",
+                hint="Nothing was signed. See docs/operations.md, 'A deleted topic'.",
+            )
 
     def _present(self) -> dict[str, int]:
         try:

@@ -28,6 +28,10 @@ COMMIT_TIMEOUT_S: Final = 10.0
 LIMIT_MARGIN_S: Final = 0.5
 """How much longer than its time-out a call may take before its client is left behind."""
 
+RETRY_BACKOFF_MS: Final = 10
+"""A transaction that follows at once is told CONCURRENT_TRANSACTIONS while the last one's markers are written, for some
+milliseconds; librdkafka's 100 would be spent on every round."""
+
 LINGER_MS: Final = 0
 """A round hands over all its records at once; waiting for more would only add latency."""
 
@@ -100,6 +104,7 @@ class _Client:
                 "message.max.bytes": settings.message_max_bytes,
                 "acks": "all",
                 "linger.ms": LINGER_MS,
+                "retry.backoff.ms": RETRY_BACKOFF_MS,
                 "compression.type": "none",
                 "queue.buffering.max.kbytes": 256 * 1024,
             }
