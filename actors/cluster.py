@@ -22,6 +22,7 @@ from pipeline.errors import RayUnavailable, RuntimeFault
 from pipeline.local.cache import progress
 from pipeline.local.record import ProcessRecord
 from pipeline.local.server import LOOPBACK, free_port, log_tail
+from pipeline.settings import ENV_PREFIX
 
 START_TIMEOUT_S: Final = 90.0
 STOP_TIMEOUT_S: Final = 30.0
@@ -86,7 +87,9 @@ def start(data_dir: Path, cpus: int) -> Cluster:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=os.environ | environment(token_file),
+            # Not our settings: every job brings its own, and what it leaves out must not come from an earlier one.
+            env={name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+            | environment(token_file),
             start_new_session=True,  # Ctrl-C in our terminal is not for Ray
         )
         cluster = Cluster(

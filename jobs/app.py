@@ -6,12 +6,17 @@ leader · 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import sys
+import time
+import traceback
+from pathlib import Path
 
 import typer
 
 from jobs import bench, checks, config, keys, recovery, rows, servers, signing
-from pipeline.errors import OncesignError
+from jobs.loading import load_settings
+from pipeline.errors import DiskFull, OncesignError
 
 INTERRUPTED = 130
 
@@ -39,15 +44,46 @@ app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
-    """Run a command; every expected error is one line and an exit code."""
+    """Run a command; every error is one line and an exit code."""
     try:
         app()
     except OncesignError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
+        sys.exit(_told(error))
+    except OSError as error:
+        sys.exit(_told(_of_the_system(error)))
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        sys.stderr.write("interrupted; the same command goes on where this one ended\n")
         sys.exit(INTERRUPTED)
+    except Exception as error:  # noqa: BLE001 - a fault of ours: one line here, its frames in a file
+        sys.exit(_told(_fault(error)))
+
+
+def _told(error: OncesignError) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    return error.exit_code
+
+
+def _of_the_system(error: OSError) -> OncesignError:
+    where = str(error.filename or "")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(error.strerror, address=where)
+    return OncesignError(f"{where}: {error.strerror}" if where else str(error), hint=_kept(error))
+
+
+def _fault(error: Exception) -> OncesignError:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return OncesignError(f"a fault of oncesign's own: {type(error).__name__}: {first}", hint=_kept(error))
+
+
+def _kept(error: Exception) -> str:
+    """Keep the frames, without their locals, where the logs are, if there is such a place."""
+    try:
+        log = Path(load_settings().data_dir) / "logs" / "faults.log"
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n{''.join(traceback.format_exception(error))}\n")
+    except (OSError, OncesignError):
+        return ""
+    return f"More is in {log}."
 
 
 if __name__ == "__main__":

@@ -56,23 +56,48 @@ def verify(json: Json = False) -> None:
 async def examine(settings: Settings) -> Report:
     """Look at all that is published, then for what is missing, and compare assignments with the ledger.
 
-    Raises DependencyDown.
+    Raises ViolationFound, DependencyDown.
     """
     from actors import composition
     from jobs.desk import leads
     from jobs.overview import read_assignments
 
     running = await leads(settings)
+    published = await _has_topics(settings)
     async with composition.verifier(settings) as verifier:
-        if running:
+        if running and published:
             violations = await verifier.reconcile_running()
         else:
-            await verifier.catch_up()
+            if published:
+                await verifier.catch_up()
             violations = await verifier.reconcile()
         violations += await verifier.compare(await read_assignments(settings))
     counts = await outcome_counts(settings)
     waiting = max(0, await composition.total(settings) - counts["signed"] - counts["rejected"]) if running else 0
     return Report(counts, violations, waiting)
+
+
+async def _has_topics(settings: Settings) -> bool:
+    """Whether there is anything to look at; before the first `sign` there is not.
+
+    Raises ViolationFound when topics are gone that records were published to, DependencyDown.
+    """
+    from actors import composition
+    from pipeline.adapters.ledger import PostgresLedger
+
+    outlets = composition.outlets(settings)
+    async with composition.topics(settings) as topics:
+        gone = {outlets.signed, outlets.rejected} - set(await topics.names())
+    ledger = PostgresLedger(settings.postgres)
+    try:
+        if gone and await ledger.heads():
+            raise ViolationFound(
+                f"topic {min(gone)} is gone, but the ledger has batches that were published.",
+                hint="See docs/operations.md, 'A deleted topic'.",
+            )
+    finally:
+        await ledger.close()
+    return not gone
 
 
 async def outcome_counts(settings: Settings) -> dict[str, int]:
@@ -87,7 +112,7 @@ async def outcome_counts(settings: Settings) -> dict[str, int]:
 
 
 def tx(
-    tx_id: Annotated[int, typer.Argument(metavar="ID", help="The id of a source row.")],
+    tx_id: Annotated[int, typer.Argument(metavar="ID", min=-(2**63), max=2**63 - 1, help="The id of a source row.")],
     source: Annotated[str, typer.Option(help="Which source; default: the first one.")] = "",
     json: Json = False,
 ) -> None:

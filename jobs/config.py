@@ -26,7 +26,7 @@ def _rows(model: BaseModel, prefix: str) -> list[dict[str, Any]]:
         if isinstance(value, BaseModel):
             rows += _rows(value, f"{variable}__")
         else:
-            given = any(known.upper() == variable for known in os.environ)
+            given = any(value and name.upper() == variable for name, value in os.environ.items())
             source = "environment" if given else "default"
             rows.append(
                 {"setting": variable, "value": _shown(value), "source": source, "meaning": field.description or ""}

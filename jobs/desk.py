@@ -45,6 +45,10 @@ class KeyDesk(Protocol):
         """See KeyManager."""
         ...
 
+    async def lose(self, stream: Stream, end: int) -> None:
+        """See KeyManager."""
+        ...
+
 
 @asynccontextmanager
 async def key_desk(settings: Settings) -> AsyncIterator[KeyDesk]:

@@ -11,7 +11,6 @@ import typer
 
 from jobs.loading import load_settings
 from jobs.output import Json, emit, emit_list, say
-from pipeline.errors import UsageError
 from pipeline.local.resolve import resolve
 from pipeline.settings import Settings
 
@@ -33,8 +32,7 @@ def create(
 ) -> None:
     """Make new private keys, seal them, and put them into the pool."""
     settings = resolve(load_settings())
-    kek = open_kek(settings)
-    made = asyncio.run(create_keys(settings, kek, count, source))
+    made = asyncio.run(create_keys(settings, count, source))
     _report("created", made, as_json=json)
 
 
@@ -50,7 +48,7 @@ def import_(
     from pipeline.custody.keystore import open_keystores
 
     settings = resolve(load_settings())
-    kek = open_kek(settings)
+    kek = asyncio.run(pool_kek(settings))
     keys = open_keystores(files, password_file)
     chain_id = _chain_id(settings, source)
     sealed = [(chain_id, key.address, kek.seal(bytes(key.reveal()), key.address), nonce) for key in keys]
@@ -82,11 +80,12 @@ def enable(address: str, source: Source = "") -> None:
     _change("enable", address, source)
 
 
-async def create_keys(settings: Settings, kek: Kek, count: int, source: str = "") -> list[str]:
+async def create_keys(settings: Settings, count: int, source: str = "") -> list[str]:
     """Make and import; the addresses."""
     from pipeline.custody.generation import address_of, new_secret
 
     chain_id = _chain_id(settings, source)
+    kek = await pool_kek(settings)
     keys = []
     for _ in range(count):
         secret = new_secret()
@@ -96,15 +95,25 @@ async def create_keys(settings: Settings, kek: Kek, count: int, source: str = ""
     return [address for _, address, _, _ in keys]
 
 
-def open_kek(settings: Settings) -> Kek:
-    """The key-encryption key; the data directory's own is made on first use. Raises SecretFileError."""
+async def pool_kek(settings: Settings) -> Kek:
+    """The key-encryption key with which every key of the pool was sealed; the data directory's own is made at first.
+
+    Two KEKs in one pool would mean keys that get nonces and cannot sign. Raises SecretFileError, StoreUnavailable.
+    """
+    from jobs.desk import etcd_view
+    from jobs.preflight import require_kek
     from pipeline.custody.sealing import Kek
 
-    path = settings.kek_path
-    if settings.kek_file is None and not path.exists():
-        say(f"made a key-encryption key in {path}; keep a copy of it: without it no key can be opened")
-        return Kek.create(path)
-    return Kek.load(path)
+    async with etcd_view(settings) as view:
+        if settings.kek_file is None and not settings.kek_path.exists() and not view.sealed:
+            path = settings.kek_path
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            kek = Kek.create(path)
+            say(f"made a key-encryption key in {path}; keep a copy of it: without it no key can be opened")
+            return kek
+        kek = Kek.load(settings.kek_path)
+        require_kek(view, kek)
+        return kek
 
 
 async def _import(settings: Settings, keys: list[tuple[int, str, bytes, int]]) -> None:
@@ -149,8 +158,6 @@ def _change(what: str, address: str, source: str) -> None:
 
 
 def _chain_id(settings: Settings, source: str) -> int:
-    if not settings.sources:
-        raise UsageError("no source is set.", hint="See: oncesign config")
     return settings.source(source or settings.sources[0].name).chain_id
 
 

@@ -9,7 +9,7 @@ import typer
 
 from jobs.loading import load_settings
 from jobs.output import say
-from pipeline.errors import UsageError
+from pipeline.errors import MalformedBatch, UsageError
 from pipeline.local.resolve import resolve
 from pipeline.settings import Settings
 from pipeline.stream import Stream
@@ -18,29 +18,46 @@ from pipeline.stream import Stream
 def recover(
     stream: Annotated[str, typer.Option(help="SOURCE/SHARD, as `oncesign status` names it.")],
     from_start: Annotated[
-        bool, typer.Option("--from-start", help="Read its partition from the start; for a lost offset or a new topic.")
+        bool, typer.Option("--from-start", help="Make its topic anew if it is gone, and read it from the start.")
     ] = False,
 ) -> None:
     """Take the halt off one stream. Batches that were published are recognised and skipped, never signed anew."""
     settings = resolve(load_settings())
-    asyncio.run(_recover(settings, Stream.parse(stream), from_start=from_start))
+    asyncio.run(_recover(settings, _named(stream), from_start=from_start))
     say(f"stream {stream} may go on. Next: oncesign sign")
 
 
-async def _recover(settings: Settings, stream: Stream, *, from_start: bool) -> None:
-    from jobs.desk import etcd_view, key_desk
-    from pipeline.adapters.topics import TopicAdmin
+def _named(stream: str) -> Stream:
+    try:
+        return Stream.parse(stream)
+    except MalformedBatch as error:
+        raise UsageError(error.message, hint="For example: --stream payouts/3") from None
 
-    source = settings.source(stream.source)
+
+async def _recover(settings: Settings, stream: Stream, *, from_start: bool) -> None:
+    from jobs.desk import etcd_view, key_desk, leads
+
+    settings.source(stream.source)
     async with etcd_view(settings) as view:
         if stream not in view.streams:
             raise UsageError(f"there is no stream {stream}.", hint="See: oncesign status")
-    if from_start:
-        topics = TopicAdmin(settings.kafka)
-        try:
-            await topics.prepare(settings.deployment, settings.sources, frozenset())
-            await topics.begin(settings.deployment, source, [stream.shard])
-        finally:
-            await topics.close()
+    if from_start and await leads(settings):
+        raise UsageError("a pipeline runs on this deployment.", hint="Stop it, then run the same command again.")
     async with key_desk(settings) as desk:
+        if from_start:
+            await desk.lose(stream, await _from_start(settings, stream))
         await desk.unhalt(stream)
+
+
+async def _from_start(settings: Settings, stream: Stream) -> int:
+    """See that the topic is there, and set the consumers' next offset to its first; where the partition ends."""
+    from pipeline.adapters.topics import TopicAdmin
+
+    source = settings.source(stream.source)
+    topics = TopicAdmin(settings.kafka)
+    try:
+        await topics.remake(source)
+        await topics.begin(settings.deployment, source, [stream.shard])
+        return await topics.end(source, stream.shard)
+    finally:
+        await topics.close()

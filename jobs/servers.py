@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 
 from jobs.loading import load_settings
 from jobs.output import Json, emit, emit_fields, say
-from pipeline.errors import DependencyDown, DiskFull, OncesignError, UsageError
+from pipeline.errors import DependencyDown, DiskFull, OncesignError, SettingError, UsageError
 from pipeline.local.resolve import embedded, resolve
 from pipeline.local.stack import Stack
 from pipeline.settings import Settings
@@ -21,10 +22,15 @@ MEMBERS: Final = (1, 3)
 FREE_BYTES_MIN: Final = 1024**3
 
 
-def up(members: Annotated[int, typer.Option(help="etcd members: 1 or 3.")] = 1, json: Json = False) -> None:
+def up(
+    members: Annotated[
+        int | None, typer.Option(help="etcd members: 1 or 3; default: as the data directory has them, else 1.")
+    ] = None,
+    json: Json = False,
+) -> None:
     """Start etcd, PostgreSQL and Kafka in the data directory, those that no setting replaces."""
     settings = load_settings()
-    if members not in MEMBERS:
+    if members is not None and members not in MEMBERS:
         raise UsageError(f"--members is {members}; it can be 1 or 3.")
     bring_up(settings, members)
     resolved = resolve(settings)
@@ -32,8 +38,8 @@ def up(members: Annotated[int, typer.Option(help="etcd members: 1 or 3.")] = 1, 
     say("Next: oncesign migrate, then oncesign keys create --count 16, oncesign stock, oncesign sign")
 
 
-def bring_up(settings: Settings, members: int = 1) -> None:
-    """Raises RuntimeFault, DiskFull."""
+def bring_up(settings: Settings, members: int | None = None) -> None:
+    """Raises SettingError, RuntimeFault, DiskFull."""
     require_room(settings.data_dir)
     servers = embedded(settings)
     if servers:
@@ -41,8 +47,15 @@ def bring_up(settings: Settings, members: int = 1) -> None:
 
 
 def require_room(data_dir: Path) -> None:
-    """Raises DiskFull before a server finds out the hard way."""
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Raises DiskFull before a server finds out the hard way, SettingError when it cannot be made."""
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull("no space left", address=str(data_dir)) from error
+        raise SettingError(
+            "ONCESIGN_DATA_DIR", f"{data_dir} cannot be made ({error.strerror})", hint="Name a directory of yours."
+        ) from error
     free = shutil.disk_usage(data_dir).free
     if free < FREE_BYTES_MIN:
         raise DiskFull(f"only {free // 1024**2} MiB are free, at least 1024 are needed", address=str(data_dir))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 
 from jobs.driver import Wish, run
@@ -22,7 +23,7 @@ def main() -> None:
         settings = resolve(load_settings())
     except OncesignError as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.stdout.write(f'{{"exit_code": {error.exit_code}}}\n')
+        sys.stdout.write(json.dumps({"exit_code": error.exit_code, "error": str(error)}) + "\n")
         sys.exit(error.exit_code)
     wish = Wish(until_drained=arguments.until_drained, verify=not arguments.no_verify, expect=arguments.expect)
     sys.exit(run(settings, wish))

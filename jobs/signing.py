@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.live import Live
 
 from jobs.checks import examine, outcome_counts
-from jobs.keys import create_keys, open_kek
+from jobs.keys import create_keys
 from jobs.loading import load_settings
 from jobs.output import Json, emit, say
 from jobs.rows import stock_mocked
 from jobs.servers import bring_up
-from pipeline.errors import UsageError, ViolationFound
+from pipeline.errors import ViolationFound
 from pipeline.local.cache import progress
 from pipeline.local.resolve import resolve
 from pipeline.settings import Settings
@@ -38,18 +38,21 @@ def sign(
     """Run the pipeline on Ray until it is drained or stopped; Ctrl-C finishes what has a key."""
     settings = resolve(load_settings())
     summary = run_pipeline(settings, until_drained=until_drained, verify=verify, as_json=json)
-    emit(summary) if json else _tell(summary)
+    if json:
+        emit(summary)
     _raise_for(summary)
+    if not json:
+        _tell(summary)
 
 
 def run_pipeline(settings: Settings, *, until_drained: bool, verify: bool, as_json: bool = False) -> dict[str, Any]:
     """Submit the job, show its progress, and return its summary.
 
-    Raises UsageError, SecretFileError, RuntimeFault.
+    Raises UsageError, SecretFileError, Halted, DependencyDown, RuntimeFault.
     """
     from jobs import submission
 
-    _require_keys(settings)
+    check_first(settings)
     warm_kernel()
     with ProgressView(as_json=as_json) as view:
         return submission.sign(settings, until_drained=until_drained, verify=verify, progress=view.show)
@@ -63,12 +66,11 @@ def warm_kernel() -> None:
         kernel.warm()
 
 
-def _require_keys(settings: Settings) -> None:
-    from jobs.desk import has_keys
+def check_first(settings: Settings) -> None:
+    """What can be known before Ray is started. Raises UsageError, SecretFileError, Halted, DependencyDown."""
+    from jobs.preflight import before_signing
 
-    open_kek(settings)
-    if not asyncio.run(has_keys(settings)):
-        raise UsageError("the pool has no key.", hint="Run: oncesign keys create --count 16")
+    asyncio.run(before_signing(settings))
 
 
 class ProgressView:
@@ -138,6 +140,7 @@ def demo(
     settings = resolve(settings)
     migrations.migrate(settings.postgres)
     ensure_keys(settings)
+    check_first(settings)  # before rows are there that cannot be signed
     before = asyncio.run(outcome_counts(settings))
     stock_mocked(settings, settings.sources[0], count, int(time.time()), DEMO_INVALID_SHARE)
     started_s = time.monotonic()
@@ -151,10 +154,9 @@ def ensure_keys(settings: Settings) -> None:
     """Make DEMO_KEYS keys when the pool is empty."""
     from jobs.desk import has_keys
 
-    kek = open_kek(settings)
     if not asyncio.run(has_keys(settings)):
         with progress(f"making {DEMO_KEYS} keys"):
-            asyncio.run(create_keys(settings, kek, DEMO_KEYS))
+            asyncio.run(create_keys(settings, DEMO_KEYS))
 
 
 def _conclude(settings: Settings, before: dict[str, int], summary: dict[str, Any], seconds: float) -> None:

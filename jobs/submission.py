@@ -22,6 +22,7 @@ LOOK_S: Final = 0.7
 SUBMISSIONS_MAX: Final = 6
 """A driver that was killed is submitted again this often, with growing pauses."""
 
+ERROR: Final = "error: "
 PAUSE_FIRST_S: Final = 0.5
 OTHER_ACTORS_CPUS: Final = 4
 STOP_TIMEOUT_S: Final = 90.0
@@ -43,7 +44,7 @@ class Watch:
         for line in fresh.splitlines():
             fields = _json(line)
             if fields is None:
-                if line.strip():
+                if line.strip() and not line.startswith(ERROR):  # the summary has it too
                     sys.stderr.write(line + "\n")
             elif "progress" in fields:
                 self.progress(fields["progress"])

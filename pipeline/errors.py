@@ -46,6 +46,8 @@ class OncesignError(Exception):
         super().__init__(self.message)
 
     def __str__(self) -> str:
+        if self.hint and self.message[-1:] not in ".!?":
+            return f"{self.message}. {self.hint}"
         return f"{self.message} {self.hint}".strip()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.errors import SettingError
@@ -37,6 +38,13 @@ class EtcdSettings(Section):
     lease_ttl_s: int = Field(6, ge=2, description="how long a dead leader is waited for")
     keep_alive_s: float = Field(1.0, gt=0)
 
+    @field_validator("endpoints")
+    @classmethod
+    def _endpoints_are_urls(cls, endpoints: str) -> str:
+        if not all(_is_url(endpoint.strip()) for endpoint in (endpoints.split(",") if endpoints else [])):
+            raise ValueError("each should be http://host:port or https://host:port")
+        return endpoints
+
     @model_validator(mode="after")
     def _lease_outlives_retries(self) -> Self:
         if self.keep_alive_s + 2 * self.timeout_s > self.lease_ttl_s:
@@ -44,6 +52,14 @@ class EtcdSettings(Section):
                 "keep_alive_s + 2 * timeout_s must not exceed lease_ttl_s, or a slow etcd loses the leader"
             )
         return self
+
+
+def _is_url(endpoint: str) -> bool:
+    try:
+        parts = urlsplit(endpoint)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        return False
 
 
 class PostgresSettings(Section):
@@ -58,10 +74,10 @@ class KafkaSettings(Section):
     """Kafka."""
 
     bootstrap_servers: str = Field("", description="host:port,…; empty = the embedded broker")
-    topic_prefix: str = "tx"
+    topic_prefix: str = Field("tx", pattern=r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,99}$")
     replication_factor: int = Field(1, ge=1, description="of topics that oncesign creates")
     signed_partitions: int = Field(8, ge=1, description="of tx.signed and tx.rejected, when they are created")
-    security_protocol: str = "PLAINTEXT"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: str = ""
     sasl_username: str = ""
     sasl_password_file: Path | None = None
@@ -120,7 +136,11 @@ class Settings(BaseSettings):
     """All settings, from ONCESIGN_ variables and defaults."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", hide_input_in_errors=True
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,  # an empty variable is how a shell or a manifest leaves one out
+        extra="forbid",
+        hide_input_in_errors=True,
     )
 
     deployment: str = Field("local", pattern=r"^[a-z][a-z0-9-]{0,30}$")
@@ -130,10 +150,20 @@ class Settings(BaseSettings):
     etcd: EtcdSettings = EtcdSettings()
     postgres: PostgresSettings = PostgresSettings()
     kafka: KafkaSettings = KafkaSettings()
-    sources: list[SourceSettings] = [SourceSettings()]
+    sources: list[SourceSettings] = Field([SourceSettings()], min_length=1)
     reader: ReaderSettings = ReaderSettings()
     pool: PoolSettings = PoolSettings()
     signing: SigningSettings = SigningSettings()
+
+    @field_validator("sources")
+    @classmethod
+    def _sources_differ(cls, sources: list[SourceSettings]) -> list[SourceSettings]:
+        # Two sources that read one table would sign each of its rows twice.
+        for what in ("name", "table"):
+            named = [getattr(source, what) for source in sources]
+            if len(set(named)) < len(named):
+                raise ValueError(f"two of them have the same {what}")
+        return sources
 
     @property
     def kek_path(self) -> Path:

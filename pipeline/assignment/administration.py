@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Final
 
 from pipeline.assignment.plan import Plan
-from pipeline.assignment.records import KeyRecord, KeyState, StreamRecord
+from pipeline.assignment.records import NOWHERE, Assignment, KeyRecord, KeyState, StreamRecord
 from pipeline.assignment.view import Guard, View
 from pipeline.errors import UsageError
 from pipeline.stream import Stream
+
+LOST_MAX: Final = 100
+"""Assignments changed in one transaction, within etcd's 128 operations."""
 
 
 def plan_open(view: View, guard: Guard, record: StreamRecord) -> Plan:
@@ -27,6 +31,20 @@ def plan_halt(view: View, guard: Guard, stream: Stream, reason: str) -> Plan:
     if record is not None and record.halted != reason and not (record.halted and reason):
         plan.put(replace(record, halted=reason))
     return plan
+
+
+def plan_lost(view: View, guard: Guard, stream: Stream, end: int) -> Plan:
+    """The partition of a stream, made anew, ends at `end`: what was assigned from there on is in Kafka no more."""
+    plan = Plan(guard, view)
+    for lost in lost_of(view, stream, end)[:LOST_MAX]:
+        plan.put(replace(lost, batch_offset=NOWHERE))
+    return plan
+
+
+def lost_of(view: View, stream: Stream, end: int) -> list[Assignment]:
+    """Assignments of a stream whose batch cannot be on its partition, and that do not say so yet."""
+    records = [held.record for held in view.assignments.values()]
+    return [a for a in records if a.stream == stream and a.batch_offset >= end]
 
 
 def plan_import(view: View, guard: Guard, keys: Sequence[tuple[int, str, bytes, int]], now_ms: int) -> Plan:

@@ -17,7 +17,16 @@ from functools import partial
 from typing import Any, Final
 
 from pipeline.assignment import startup
-from pipeline.assignment.administration import disabled, enabled, plan_change, plan_halt, plan_import, plan_open
+from pipeline.assignment.administration import (
+    disabled,
+    enabled,
+    lost_of,
+    plan_change,
+    plan_halt,
+    plan_import,
+    plan_lost,
+    plan_open,
+)
 from pipeline.assignment.leadership import Claim, Leadership
 from pipeline.assignment.paths import Paths
 from pipeline.assignment.plan import Plan
@@ -184,6 +193,11 @@ class KeyManager:
     async def unhalt(self, stream: Stream) -> None:
         """Let a halted stream go on; the operator's word that its cause is gone."""
         await self._do(partial(plan_halt, stream=stream, reason=""))
+
+    async def lose(self, stream: Stream, end: int) -> None:
+        """The partition of this stream was made anew and ends at `end`: what was assigned beyond is for the sweeper."""
+        while lost_of(self._view, stream, end):
+            await self._do(partial(plan_lost, stream=stream, end=end))
 
     async def open_stream(self, record: StreamRecord) -> StreamRecord:
         """The stream's record, made if there is none.

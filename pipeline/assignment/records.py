@@ -134,6 +134,10 @@ class StreamRecord(Record):
         }
 
 
+NOWHERE: Final = -1
+"""The offset of a batch whose topic was made anew: every offset of that topic is past it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Assignment(Record):
     """batch → key and nonce range `[first_nonce, first_nonce + count)`, bound for ever.
@@ -157,7 +161,7 @@ class Assignment(Record):
     worker: str
     node: str
     since_unix_ms: int
-    batch_offset: int  #: of the batch on its partition of tx.batches
+    batch_offset: int  #: of the batch on its partition of tx.batches, or NOWHERE
     signed_from: tuple[int, ...]  #: per partition of tx.signed, an offset at or before the one of the signed record
 
     @classmethod

@@ -47,14 +47,18 @@ class Stack:
         self.data_dir = data_dir.resolve()
         self._daemon: subprocess.Popen[bytes] | None = None  # our child, if this object started it
 
-    def up(self, members: int = 1, servers: Sequence[str] = SERVERS) -> StackRecord:
+    def up(self, members: int | None = None, servers: Sequence[str] = SERVERS) -> StackRecord:
         """Start what does not run and wait until all of it serves; the record.
+
+        `members` of etcd are as many as there are already, else 1.
 
         Raises RuntimeFault naming the server and the end of its log, DiskFull.
         """
         with self._full_disk_named(), self._alone():
             daemon = self._daemon_process()
             known = record.load(self.data_dir)
+            members = known.members if members is None else members
+            self._require_members(known, members)
             if daemon is not None and not set(servers) <= set(known.servers):
                 _end([daemon], signal.SIGKILL)  # its servers serve on; the next daemon has more to look after
                 daemon = None
@@ -91,12 +95,14 @@ class Stack:
 
     # ── starting ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _prepare(self, known: StackRecord, members: int, servers: Sequence[str]) -> None:
+    def _require_members(self, known: StackRecord, members: int) -> None:
         if known.members != members and (self.data_dir / "etcd").exists():
             raise RuntimeFault(
                 f"{self.data_dir} holds an etcd of {known.members} member(s), not {members}.",
                 hint="Name another data directory for another number of members.",
             )
+
+    def _prepare(self, known: StackRecord, members: int, servers: Sequence[str]) -> None:
         known.members, known.servers = members, tuple(servers)
         known.ready, known.failure = False, ""
         choose_ports(known)

@@ -145,6 +145,7 @@ class BatchConsumer:
         self._published: list[tuple[Stream, int]] = []
         self._signed_from: tuple[int, ...] = ()
         self._ends_at_s = 0.0
+        self._failure: Exception | None = None
         self.halted: dict[Partition, str] = {}
         self.count = ConsumerCount()
 
@@ -155,7 +156,8 @@ class BatchConsumer:
     async def run(self, stop: asyncio.Event) -> None:
         """Until told to stop, then finish what has a key.
 
-        Raises ProducerFenced, DeploymentHalted, and DependencyDown after bounded retries.
+        Raises ProducerFenced, DeploymentHalted, SecretFileError when a signer cannot open a key, and DependencyDown
+        after bounded retries.
         """
         loops = [
             asyncio.create_task(self._poll(stop), name="poll"),
@@ -174,6 +176,8 @@ class BatchConsumer:
     async def _poll(self, stop: asyncio.Event) -> None:
         backoff = Backoff(self._clock)
         while True:
+            if self._failure is not None:
+                raise self._failure
             try:
                 if self._broken:
                     await self._reset()
@@ -305,6 +309,13 @@ class BatchConsumer:
                 work.state = State.NEW
 
     async def _sign(self, work: Work, assigned: Assigned, epoch: int) -> None:
+        """A failure that asking again does not mend ends the stage: the batch has a key, and must not be forgotten."""
+        try:
+            await self._signed(work, assigned, epoch)
+        except Exception as error:  # noqa: BLE001 - raised where the stage is carried
+            self._failure = self._failure or error
+
+    async def _signed(self, work: Work, assigned: Assigned, epoch: int) -> None:
         backoff = Backoff(self._clock)
         while True:
             try:

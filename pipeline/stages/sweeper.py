@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from pipeline.assignment.records import Assignment
+from pipeline.assignment.records import NOWHERE, Assignment
 from pipeline.errors import DeploymentHalted, MalformedBatch, OncesignError, ProducerFenced
 from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
 from pipeline.ethereum.signed import header_of
@@ -149,6 +149,8 @@ class Sweeper:
         """Which of these batches are on a partition of tx.signed before `end`, with the digest that was assigned."""
         wanted = {(a.stream, a.seq): a.digest for a in assignments}
         start = min(a.signed_from[partition] for a in assignments)
+        if start > end:  # the topic was made anew by hand
+            start = 0
         found: set[tuple[Stream, int]] = set()
         async for message in self._ports.log.scan(self._outlets.signed, partition, start, end):
             header = header_of(message.value)
@@ -207,7 +209,7 @@ class Sweeper:
         """The batch as Kafka has it, else as Postgres has it. Raises MalformedBatch when neither is the right one."""
         topic, shard = self._ports.batch_topics[assignment.stream.source], assignment.stream.shard
         start = assignment.batch_offset
-        if start < (await self._ports.log.ends(topic))[shard]:
+        if start != NOWHERE and start < (await self._ports.log.ends(topic))[shard]:
             async for message in self._ports.log.scan(topic, shard, start, start + 1):
                 if Batch.decode(message.value).digest == assignment.digest:
                     return message.value

@@ -1,0 +1,57 @@
+"""What is looked at before Ray is started or a key is made: whatever would fail later is said at once, in one line."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from pipeline.assignment.records import KeyState
+from pipeline.errors import UsageError
+from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.assignment.view import View
+    from pipeline.custody.sealing import Kek
+
+
+async def before_signing(settings: Settings) -> None:
+    """Kafka, Postgres and etcd serve, nothing in use is gone, and every chain has a key that the KEK opens.
+
+    Raises UsageError, SecretFileError, SettingError, DeploymentHalted, DependencyDown.
+    """
+    from actors import composition
+    from jobs.desk import etcd_view
+    from pipeline.custody.sealing import Kek
+
+    async with etcd_view(settings) as view:
+        require_keys(settings, view)
+        require_kek(view, Kek.load(settings.kek_path))
+        used = frozenset(stream.source for stream, held in view.streams.items() if held.record.seq > 0)
+    await composition.total(settings)
+    async with AsyncExitStack() as stack:
+        topics = await stack.enter_async_context(composition.topics(settings))
+        await topics.require(used)
+
+
+def require_keys(settings: Settings, view: View) -> None:
+    """Every chain that has rows to sign has a key that may be lent. Raises UsageError."""
+    for source in settings.sources:
+        states = [held.record.state for (chain_id, _), held in view.keys.items() if chain_id == source.chain_id]
+        where = f"the pool has no key for chain {source.chain_id} (source {source.name})"
+        if not states:
+            raise UsageError(f"{where}.", hint=f"Run: oncesign keys create --count 16 --source {source.name}")
+        if all(state is KeyState.DISABLED for state in states):
+            raise UsageError(
+                f"{where}: all {len(states)} are disabled.",
+                hint=f"Run: oncesign keys enable ADDRESS --source {source.name}",
+            )
+
+
+def require_kek(view: View, kek: Kek) -> None:
+    """The KEK opens every key that may be lent, so that no nonce is given to a key that cannot sign.
+
+    Raises SecretFileError.
+    """
+    lent = {held.record.address for held in view.keys.values() if held.record.state is not KeyState.DISABLED}
+    for address in sorted(lent):
+        kek.unseal(view.sealed.get(address, b""), address).wipe()
