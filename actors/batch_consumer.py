@@ -12,6 +12,7 @@ import ray
 from actors import composition
 from actors.clients import RemoteKeyManager, SignerPool
 from actors.host import StageHost, StageStatus
+from pipeline.ethereum import validity
 from pipeline.settings import Settings
 from pipeline.stages.consumer import BatchConsumer, Worker
 
@@ -25,6 +26,7 @@ class BatchConsumerActor:
         self._name = f"consumer-{slot}"
         self._host: StageHost | None = None
         self._consumer: BatchConsumer | None = None
+        validity.warm()
 
     def __repr__(self) -> str:
         return self._name

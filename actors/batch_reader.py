@@ -34,6 +34,7 @@ class BatchReaderActor:
         if self._host is None:
             composition.start_logging()
             self._host = StageHost(self._name)
+        await composition.warm_source(settings, source)
 
         async def run(stop: asyncio.Event) -> None:
             self._halted.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import secrets
@@ -11,6 +12,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -31,6 +34,7 @@ SOCKET_PATH_MAX: Final = 40
 """Ray adds about 65 characters to its temporary directory for its sockets, and a socket's path ends at 107."""
 
 OBJECT_STORE_BYTES: Final = 512 * 1024**2
+STOPPED: Final = "Nothing is lost: after `oncesign up` the next `oncesign sign` goes on where this one ended."
 STOP_WAIT_S: Final = 30
 """How long Ray waits between SIGTERM and SIGKILL for the driver of a stopped job to drain."""
 
@@ -71,13 +75,32 @@ def running(data_dir: Path) -> Cluster | None:
     return cluster if cluster.head.process() is not None else None
 
 
-def start(data_dir: Path, cpus: int) -> Cluster:
-    """The head of a data directory, started if it does not run. Raises RuntimeFault."""
+def start(data_dir: Path, cpus: int, *, again: bool = False) -> Cluster:
+    """The head of a data directory, started if it does not run.
+
+    With `again` only one that was not stopped since. Raises RuntimeFault, RayUnavailable.
+    """
     data_dir = data_dir.resolve()
+    with _alone(data_dir):
+        if again and not _file(data_dir).exists():
+            raise RayUnavailable("it was stopped.", hint=STOPPED)
+        return _start(data_dir, cpus)
+
+
+@contextmanager
+def _alone(data_dir: Path) -> Iterator[None]:
+    """Commands take turns, or one would end the head that another is starting."""
+    (data_dir / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (data_dir / "ray.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _start(data_dir: Path, cpus: int) -> Cluster:
     found = running(data_dir)
     if found is not None and _serves(found):
         return found
-    stop(data_dir)
+    _stop(data_dir)
     token_file = _token(data_dir)
     ports = {name: free_port() for name in PORT_FLAGS}
     log = data_dir / "logs" / "ray.log"
@@ -105,13 +128,19 @@ def start(data_dir: Path, cpus: int) -> Cluster:
 
 def stop(data_dir: Path) -> bool:
     """End the head and everything that it started; whether there was one."""
+    data_dir = data_dir.resolve()
+    with _alone(data_dir):
+        return _stop(data_dir)
+
+
+def _stop(data_dir: Path) -> bool:
     try:
         fields = orjson.loads(_file(data_dir).read_bytes())
     except FileNotFoundError:
         return False
     head = ProcessRecord(**fields["head"]).process()
     ours = head.children(recursive=True) if head else []
-    ours += _left_over(_temp_dir(data_dir.resolve()), ours)
+    ours += _left_over(_temp_dir(data_dir), ours)
     if head is not None:
         head.terminate()
         psutil.wait_procs([head], timeout=STOP_TIMEOUT_S)
@@ -143,6 +172,8 @@ def _argv(temp_dir: Path, ports: dict[str, int], cpus: int) -> list[str]:
     argv += [f"--node-ip-address={LOOPBACK}", f"--dashboard-host={LOOPBACK}", f"--temp-dir={temp_dir}"]
     argv += [f"--num-cpus={cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
     argv += ["--min-worker-port=0", "--max-worker-port=0"]
+    # It would send the workers' logs to drivers, which ours do not ask for; the dashboard reads the files itself.
+    argv += ["--include-log-monitor=false"]
     return argv + [f"{flag}={port}" for flag, port in ports.items()]
 
 

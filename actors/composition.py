@@ -105,6 +105,12 @@ async def readers(
         yield made
 
 
+async def warm_source(settings: Settings, source: SourceSettings) -> None:
+    """Load what the first rows would wait for. Raises SettingError, DatabaseUnavailable."""
+    async with AsyncExitStack() as stack:
+        await (await _source(stack, settings, source)).rows_of([])
+
+
 @asynccontextmanager
 async def consumer(
     settings: Settings, slot: int, worker: Worker, assigner: Assigner, signers: Signers

@@ -8,6 +8,7 @@ import ray
 
 from actors import composition
 from actors.host import StageHost, StageStatus
+from pipeline.ethereum import validity
 from pipeline.settings import Settings
 from pipeline.stages.verifier import Verifier
 
@@ -20,6 +21,7 @@ class TxVerifierActor:
         self._name = "tx-verifier"
         self._host: StageHost | None = None
         self._verifier: Verifier | None = None
+        validity.warm()
 
     def __repr__(self) -> str:
         return self._name
@@ -29,6 +31,7 @@ class TxVerifierActor:
         if self._host is None:
             composition.start_logging()
             self._host = StageHost(self._name)
+        await composition.warm_source(settings, settings.sources[0])
 
         async def run(stop: asyncio.Event) -> None:
             async with composition.verifier(settings) as verifier:

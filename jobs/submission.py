@@ -15,10 +15,10 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from actors import cluster
 from actors.cluster import Cluster
 from actors.composition import signer_count
-from pipeline.errors import OncesignError, RuntimeFault
+from pipeline.errors import NotLeader, OncesignError, RuntimeFault
 from pipeline.settings import ENV_PREFIX, Settings
 
-LOOK_S: Final = 0.7
+LOOK_S: Final = 1.0
 SUBMISSIONS_MAX: Final = 6
 """A driver that was killed is submitted again this often, with growing pauses."""
 
@@ -75,19 +75,23 @@ def sign(
     `expect` rows must have been signed or rejected before it counts as drained.
 
     A driver or a Ray head that was killed is started again, and the pipeline goes on where it was.
-    Raises RuntimeFault when that happens too often.
+    Raises RuntimeFault when that happens too often, NotLeader when a job of this deployment runs there already,
+    RayUnavailable when the head was stopped.
     """
     pause_s = PAUSE_FIRST_S
-    for _ in range(SUBMISSIONS_MAX):
-        head = cluster.start(settings.data_dir, signer_count(settings) + OTHER_ACTORS_CPUS)
+    for submission in range(SUBMISSIONS_MAX):
+        cpus = signer_count(settings) + OTHER_ACTORS_CPUS
+        head = cluster.start(settings.data_dir, cpus, again=submission > 0)
+        if submission == 0:
+            _require_alone(_client(head), settings.deployment)
         watch = Watch(progress)
         try:
             _run(head, _entry_point(until_drained=until_drained, verify=verify, expect=expect), settings, watch)
-        except (ConnectionError, RuntimeError) as error:
-            sys.stderr.write(f"Ray does not answer ({str(error).splitlines()[0][:120]}); it is started again\n")
+        except (OSError, RuntimeError) as error:  # the client's own errors are OSErrors
+            sys.stderr.write(f"Ray does not answer ({type(error).__name__})\n")
         if watch.summary:
             return watch.summary
-        sys.stderr.write("the job ended without a summary; it is submitted again\n")
+        sys.stderr.write("the job ended without a summary; it goes on\n")
         time.sleep(pause_s)
         pause_s *= 2
     raise RuntimeFault(
@@ -100,9 +104,23 @@ def _entry_point(*, until_drained: bool, verify: bool, expect: int) -> str:
     return f"{sys.executable} -m jobs.sign{flags}"
 
 
-def _run(head: Cluster, entry_point: str, settings: Settings, watch: Watch) -> None:
+def _client(head: Cluster) -> JobSubmissionClient:
     os.environ |= cluster.environment(head.token_file)
-    client = JobSubmissionClient(head.dashboard, headers={"Authorization": f"Bearer {cluster.token(head)}"})
+    return JobSubmissionClient(head.dashboard, headers={"Authorization": f"Bearer {cluster.token(head)}"})
+
+
+def _require_alone(client: JobSubmissionClient, deployment: str) -> None:
+    """Raises NotLeader."""
+    for job in client.list_jobs():
+        if job.status not in ENDED and (job.metadata or {}).get("deployment") == deployment:
+            raise NotLeader(
+                f"deployment {deployment} is being signed already, by job {job.submission_id}.",
+                hint="Press Ctrl-C where it was started, or stop all of it with `oncesign down`.",
+            )
+
+
+def _run(head: Cluster, entry_point: str, settings: Settings, watch: Watch) -> None:
+    client = _client(head)
     job = client.submit_job(
         entrypoint=entry_point,
         runtime_env={"env_vars": _job_environment(settings, head)},

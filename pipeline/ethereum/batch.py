@@ -16,7 +16,7 @@ from pipeline.ethereum.columns import Columns
 from pipeline.ethereum.digest import digest
 from pipeline.ethereum.ipc import read_ipc, write_ipc
 from pipeline.ethereum.reasons import Reason
-from pipeline.stream import Cursor, Stream
+from pipeline.stream import START, Cursor, Stream
 
 CODEC: Final = 1
 
@@ -145,3 +145,22 @@ def _has_stray_null(rows: pa.RecordBatch) -> bool:
     inner = (entries, entries.field("address"), keys, keys.flatten())
     required = [column for column, field in zip(rows.columns, COLUMNS, strict=True) if not field.nullable]
     return any(array.null_count for array in (*required, *inner))
+
+
+def specimen() -> Batch:
+    """Three rows that nobody means to sign, for code that must be compiled before the first batch comes."""
+    row = {
+        "tx_id": 0,
+        "type": 2,
+        "chain_id": 1,
+        "to": bytes(20),
+        "value": bytes(32),
+        "gas_limit": 0,
+        "max_fee_per_gas": 0,
+        "max_priority_fee_per_gas": 0,
+        "data": b"",
+        "access_list": None,
+        "defect": 0,
+    }
+    header = BatchHeader(Stream("specimen", 0), 1, START, START, 1, "")
+    return Batch.build(header, pa.RecordBatch.from_pylist([row] * 3, schema=COLUMNS))

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import SigningRefused
-from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
+from pipeline.ethereum.batch import Batch, specimen
 from pipeline.ethereum.columns import U8, Columns
 from pipeline.ethereum.compiled import compiled
 from pipeline.ethereum.keccak import HASH_WORDS, RATE_BYTES, hash_messages
@@ -31,7 +30,6 @@ from pipeline.ethereum.memory import copy_bytes
 from pipeline.ethereum.rlp import length_size, put_access_list, put_length, put_scalar, put_string, put_uint
 from pipeline.ethereum.secp256k1 import LIBRARY, SIGNATURE_STRUCT_BYTES, sign_hash
 from pipeline.ethereum.validity import judge
-from pipeline.stream import START, Stream
 
 SECRET_BYTES: Final = 32
 NONCE_END: Final = 2**64 - 1
@@ -105,21 +103,7 @@ def sign(batch: Batch, signable: NDArray[np.bool_], secret: bytes | bytearray, f
 
 def warm() -> None:
     """Compile all that a signer runs, or load it from numba's cache beside the source: 0.5 s instead of 20 s."""
-    row = {
-        "tx_id": 0,
-        "type": 2,
-        "chain_id": 1,
-        "to": bytes(20),
-        "value": bytes(32),
-        "gas_limit": 0,
-        "max_fee_per_gas": 0,
-        "max_priority_fee_per_gas": 0,
-        "data": b"",
-        "access_list": None,
-        "defect": 0,
-    }
-    header = BatchHeader(Stream("warm", 0), 1, START, START, 1, "")
-    batch = Batch.build(header, pa.RecordBatch.from_pylist([row] * 3, schema=COLUMNS))
+    batch = specimen()
     judge(batch)
     sign(batch, np.ones(3, np.bool_), (1).to_bytes(SECRET_BYTES, "big"), 0)
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.ethereum.batch import Batch
+from pipeline.ethereum.batch import Batch, specimen
 from pipeline.ethereum.columns import U8
 from pipeline.ethereum.compiled import compiled
 from pipeline.ethereum.reasons import Reason
@@ -53,6 +53,11 @@ def judge(batch: Batch) -> U8:
     reasons = np.zeros(len(c.tx_id), np.uint8)
     _judge(np.uint64(batch.header.chain_id), c, reasons)
     return reasons
+
+
+def warm() -> None:
+    """Compile the rules, or load them from numba's cache."""
+    judge(specimen())
 
 
 def intrinsic_gas(batch: Batch, row: int) -> int:
