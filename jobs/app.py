@@ -59,7 +59,8 @@ def main() -> None:
 
 
 def _told(error: OncesignError) -> int:
-    sys.stderr.write(f"error: {error}\n")
+    lines = (line.strip() for line in str(error).splitlines())  # the end of a server's log has several
+    sys.stderr.write(f"error: {' | '.join(line for line in lines if line)}\n")
     return error.exit_code
 
 

@@ -122,13 +122,13 @@ def _running_manager(settings: Settings) -> Any:
     head = cluster.running(settings.data_dir)
     if head is None:
         return None
+    os.environ |= cluster.environment(head.token_file)  # before ray is imported: it looks for its token then
     import ray
 
     from actors.key_manager import NAME
     from actors.names import find, namespace
     from pipeline.errors import RayUnavailable
 
-    os.environ |= cluster.environment(head.token_file)
     ray.init(head.address, namespace=namespace(settings.deployment), log_to_driver=False, logging_level=logging.ERROR)
     try:
         return find(NAME, settings.deployment)

@@ -14,6 +14,7 @@ import typer
 from jobs.loading import load_settings
 from jobs.output import Json, emit, emit_fields, say
 from pipeline.errors import DependencyDown, DiskFull, OncesignError, SettingError, UsageError
+from pipeline.local.cache import progress
 from pipeline.local.resolve import embedded, resolve
 from pipeline.local.stack import Stack
 from pipeline.settings import Settings
@@ -75,8 +76,12 @@ def down() -> None:
     from actors import cluster
 
     settings = load_settings()
-    ray_stopped = cluster.stop(settings.data_dir) if settings.data_dir.exists() else False
-    stopped = ["ray"] * ray_stopped + Stack(settings.data_dir).down()
+    if not settings.data_dir.exists():
+        say("nothing was running")
+        return
+    with progress("stopping Ray and the servers (a pipeline that runs may take a minute)"):
+        ray_stopped = cluster.stop(settings.data_dir)
+        stopped = ["ray"] * ray_stopped + Stack(settings.data_dir).down()
     say(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
 
 

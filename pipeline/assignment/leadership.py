@@ -6,6 +6,7 @@ A lease can run out while its holder is paused, so it proves nothing by itself; 
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 from dataclasses import dataclass
 from typing import Final
@@ -100,8 +101,8 @@ def _other_leads(found: KeyValue | None) -> NotLeader:
     if found is None:
         return NotLeader("the leader record could not be claimed.")
     leader = Leader.from_json(found.value)
+    since = dt.datetime.fromtimestamp(leader.since_unix_ms / 1000, dt.UTC).isoformat(timespec="seconds")
     return NotLeader(
-        f"another key manager holds this deployment: process {leader.pid} on {leader.node}, since unix ms "
-        f"{leader.since_unix_ms}.",
+        f"another key manager holds this deployment: process {leader.pid} on {leader.node}, since {since}.",
         hint="One pipeline runs per deployment. Stop the other, or set ONCESIGN_DEPLOYMENT.",
     )
