@@ -76,16 +76,16 @@ class Meter:
 
     def _read(self) -> dict[tuple[str, int], float]:
         cpu: dict[tuple[str, int], float] = {}
-        memory: dict[str, float] = {}
+        memory: dict[str, list[Any]] = {}
         for group, process in self._processes():
             try:
                 times = process.cpu_times()
-                memory[group] = memory.get(group, 0.0) + process.memory_info().rss / MIB
+                memory.setdefault(group, []).append(process.memory_info())
             except psutil.Error:
                 continue
             cpu[group, process.pid] = times.user + times.system
-        for group, mib in memory.items():
-            self.peak_mib[group] = max(self.peak_mib.get(group, 0.0), mib)
+        for group, processes in memory.items():
+            self.peak_mib[group] = max(self.peak_mib.get(group, 0.0), _resident_mib(processes))
         return cpu
 
     def _processes(self) -> list[tuple[str, psutil.Process]]:
@@ -97,6 +97,13 @@ class Meter:
             group = name.split("-")[0]
             found += [(group, process) for process in [server, *server.children(recursive=True)]]
         return found
+
+
+def _resident_mib(processes: list[Any]) -> float:
+    """Of a group; what they share (Postgres' buffers, Ray's object store) is counted once."""
+    shared = [getattr(memory, "shared", 0) for memory in processes]
+    private = sum(memory.rss for memory in processes) - sum(shared)
+    return float(private + max(shared)) / MIB
 
 
 def _group(name: str) -> str:
