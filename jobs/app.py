@@ -12,50 +12,32 @@ import time
 import traceback
 from pathlib import Path
 
-import typer
-
-from jobs import bench, checks, config, keys, recovery, rows, servers, signing
-from jobs.loading import load_settings
 from pipeline.errors import DiskFull, OncesignError
 
 INTERRUPTED = 130
-
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_show_locals=False,  # locals can hold keys
-    help="Sign large batches of Ethereum transactions, each exactly once.",
-    epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 a dependency is down, 4 a violation was found, 5 halted.",
-)
-app.command()(signing.demo)
-app.command()(servers.up)
-app.command()(servers.down)
-app.command()(servers.status)
-app.command()(servers.doctor)
-app.command()(rows.migrate)
-app.command()(rows.stock)
-app.command()(signing.sign)
-app.command()(checks.verify)
-app.command()(checks.tx)
-app.command()(checks.assignments)
-app.command()(recovery.recover)
-app.command()(config.config)
-app.add_typer(keys.app, name="keys")
-app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
     """Run a command; every error is one line and an exit code."""
     try:
+        from jobs.commands import app  # here, so that Ctrl-C while it loads is no traceback either
+
         app()
     except OncesignError as error:
         sys.exit(_told(error))
     except OSError as error:
         sys.exit(_told(_of_the_system(error)))
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on where this one ended\n")
-        sys.exit(INTERRUPTED)
+        sys.exit(_interrupted())
+    except SystemExit as end:  # typer's, which has seen Ctrl-C before us
+        sys.exit(_interrupted() if end.code == INTERRUPTED else end.code)
     except Exception as error:  # noqa: BLE001 - a fault of ours: one line here, its frames in a file
         sys.exit(_told(_fault(error)))
+
+
+def _interrupted() -> int:
+    sys.stderr.write("interrupted; nothing that was committed is lost\n")
+    return INTERRUPTED
 
 
 def _told(error: OncesignError) -> int:
@@ -78,6 +60,8 @@ def _fault(error: Exception) -> OncesignError:
 
 def _kept(error: Exception) -> str:
     """Keep the frames, without their locals, where the logs are, if there is such a place."""
+    from jobs.loading import load_settings
+
     try:
         log = Path(load_settings().data_dir) / "logs" / "faults.log"
         with log.open("a", encoding="utf-8") as file:

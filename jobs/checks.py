@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.stages.violation import Violation
 
 SHOWN_MAX: Final = 20
+SIGN_FIRST: Final = "Rows that were never signed: run `oncesign sign --until-drained`, then verify again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Report:
 
 def verify(json: Json = False) -> None:
     """Check every signed and rejected row against source and ledger; exit 4 on any violation."""
+    from pipeline.stages.violation import ViolationKind
+
     settings = resolve(load_settings())
     with progress("verifying what was published since the last look"):
         report = asyncio.run(examine(settings))
@@ -50,7 +53,9 @@ def verify(json: Json = False) -> None:
     if report.waiting:
         say(f"A pipeline runs: {report.waiting:,} rows wait for it and were not judged.")
     if report.violations:
-        raise ViolationFound(f"{len(report.violations)} violation(s).", hint="They are in the table `violations`.")
+        unsigned = all(found.kind is ViolationKind.ROW_WITHOUT_OUTCOME for found in report.violations)
+        hint = SIGN_FIRST if unsigned else "See docs/operations.md and the table `violations`."
+        raise ViolationFound(f"{len(report.violations)} violation(s).", hint=hint)
 
 
 async def examine(settings: Settings) -> Report:

@@ -1,0 +1,29 @@
+"""All commands of `oncesign`, by name."""
+
+from __future__ import annotations
+
+import typer
+
+from jobs import bench, checks, config, keys, recovery, rows, servers, signing
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,  # locals can hold keys
+    help="Sign large batches of Ethereum transactions, each exactly once.",
+    epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 a dependency is down, 4 a violation was found, 5 halted.",
+)
+app.command()(signing.demo)
+app.command()(servers.up)
+app.command()(servers.down)
+app.command()(servers.status)
+app.command()(servers.doctor)
+app.command()(rows.migrate)
+app.command()(rows.stock)
+app.command()(signing.sign)
+app.command()(checks.verify)
+app.command()(checks.tx)
+app.command()(checks.assignments)
+app.command()(recovery.recover)
+app.command()(config.config)
+app.add_typer(keys.app, name="keys")
+app.add_typer(bench.app, name="bench")
