@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from pipeline.errors import RuntimeFault
+from pipeline.errors import RuntimeFault, SettingError
 from pipeline.local.cache import cache_dir, progress
 from pipeline.local.server import LOOPBACK, Launch, made_whole
 
@@ -49,7 +49,9 @@ class KafkaBroker:
         self._controller_port = controller_port
 
     def prepare(self) -> None:
-        """Fetch the jars and format the storage, once. Raises RuntimeFault."""
+        """Fetch the jars and format the storage, once. Raises SettingError, RuntimeFault."""
+        if "," in str(self._folder):  # log.dirs is a list, and Kafka has no way to quote
+            raise SettingError("ONCESIGN_DATA_DIR", f"Kafka cannot use a path with a comma ({self._folder})")
         kafka_jars()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)

@@ -21,8 +21,9 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from pydantic import SecretStr
 
 from pipeline.adapters.postgres import connection_string
-from pipeline.errors import RuntimeFault
+from pipeline.errors import RuntimeFault, SettingError
 from pipeline.local import stack as stack_module
+from pipeline.local.kafka import KafkaBroker
 from pipeline.local.record import StackRecord
 from pipeline.local.stack import Stack
 from pipeline.settings import PostgresSettings
@@ -305,3 +306,8 @@ def read_committed(bootstrap: str) -> list[bytes | None]:
             found.append(message.value())
     consumer.close()
     return found
+
+
+def test_a_path_that_kafka_takes_for_two_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="comma"):
+        KafkaBroker(tmp_path / "a,b", 1, 2).prepare()
