@@ -25,6 +25,7 @@ from pipeline.stages.violation import Violation, ViolationKind
 from pipeline.stock.mix import Mix
 from pipeline.stream import START, Cursor, Stream
 from pipeline.testing.batch_log import TwinBatchLog
+from pipeline.testing.broker import Broker
 from pipeline.testing.ledger import TwinLedger
 from pipeline.testing.outcomes import TwinOutcomes
 from pipeline.testing.source import TwinSource
@@ -41,10 +42,14 @@ class Publisher:
 
     source: TwinSource = field(default_factory=lambda: TwinSource(SOURCE.shards))
     ledger: TwinLedger = field(default_factory=TwinLedger)
-    log: TwinBatchLog = field(default_factory=TwinBatchLog)
+    broker: Broker = field(default_factory=lambda: Broker(SystemClock()))
     next_nonce: dict[bytes, int] = field(default_factory=dict)
     seqs: dict[int, int] = field(default_factory=dict)
     cursors: dict[int, Cursor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.broker.create_topic(SIGNED, 2)
+        self.broker.create_topic(REJECTED, 2)
 
     def stock(self, count: int, invalid_share: float = 0.0, seed: int = 1) -> None:
         self.source.insert(*Mix(seed, SOURCE.chain_id).rows(count, invalid_share))
@@ -80,12 +85,12 @@ class Publisher:
         )
 
     def publish(self, record: SignedRecord, partition: int = 0) -> None:
-        self.log.append(SIGNED, partition, b"", record.encode())
+        self.broker.append(SIGNED, partition, b"", record.encode())
 
     def reject(self, batch: Batch) -> None:
         """The rejected rows of a batch, on tx.rejected."""
         for value in rejections(batch, judge(batch), SystemClock().unix_ms()):
-            self.log.append(REJECTED, batch.header.stream.shard % 2, b"", value)
+            self.broker.append(REJECTED, batch.header.stream.shard % 2, b"", value)
 
     async def honest(self, shard: int, rows: int, secret: bytes = SECRETS[0]) -> SignedRecord:
         """One batch, as it should be."""
@@ -122,7 +127,7 @@ def verifier(publisher: Publisher, outcomes: Outcomes | None = None, clock: Cloc
     """Over a publisher's twins."""
     kept = outcomes or tables(publisher)
     sources = {SOURCE.name: publisher.source}
-    ports = VerifierPorts(publisher.log, sources, publisher.ledger, kept, clock or SystemClock())
+    ports = VerifierPorts(TwinBatchLog(publisher.broker), sources, publisher.ledger, kept, clock or SystemClock())
     return Verifier(ports, [SOURCE], (SIGNED, REJECTED))
 
 

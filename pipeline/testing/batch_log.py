@@ -1,80 +1,66 @@
-"""Topics in memory, for whoever reads them outside any group."""
+"""Topics as whoever reads them outside any group sees them, over the in-memory broker."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from typing import Final
 
 from pipeline.errors import BusUnavailable
-from pipeline.ports import Message, Place, Progress
+from pipeline.ports import Message, Progress
+from pipeline.testing import offsets
+from pipeline.testing.broker import Broker, Request
+from pipeline.testing.refusal import Refused
+
+FETCH_MESSAGES_MAX: Final = 64
+POLL_S: Final = 0.2
+SILENCE_MAX_S: Final = 30.0
 
 
-@dataclass(slots=True)
-class TwinPartition:
-    """Committed records by offset; offsets between them are markers of transactions, or were deleted."""
-
-    records: dict[int, Message] = field(default_factory=dict)
-    start: int = 0
-    end: int = 0
-
-
-@dataclass(slots=True)
 class TwinBatchLog:
-    """Fulfils ports.BatchLog."""
+    """Fulfils ports.BatchLog. `group` is the consumers', whose progress it tells."""
 
-    partitions: int = 2
-    down: bool = False
-    topics: dict[str, list[TwinPartition]] = field(default_factory=dict)
-    committed: dict[str, dict[int, Progress]] = field(default_factory=dict)
+    def __init__(self, broker: Broker, group: str = "local-consumers") -> None:
+        self._broker = broker
+        self._group = group
+        self._name = "log"
 
-    def topic(self, name: str) -> list[TwinPartition]:
-        """The topic's partitions, made when first named."""
-        return self.topics.setdefault(name, [TwinPartition() for _ in range(self.partitions)])
-
-    def append(self, name: str, partition: int, key: bytes, value: bytes) -> Place:
-        """One committed record, followed by the marker of its transaction."""
-        log = self.topic(name)[partition]
-        place = Place(name, partition, log.end)
-        log.records[log.end] = Message(place, key, value)
-        log.end += 2
-        return place
-
-    def forget(self, name: str, partition: int, before: int) -> None:
-        """As `retention` does: records below an offset are gone."""
-        log = self.topic(name)[partition]
-        log.start = before
-        log.records = {offset: message for offset, message in log.records.items() if offset >= before}
-
-    async def ends(self, topic: str, *, committed: bool = True) -> tuple[int, ...]:  # noqa: ARG002 - the port's
-        """See ports.BatchLog; no transaction is ever open here."""
-        await self._connect()
-        return tuple(log.end for log in self.topic(topic))
+    async def ends(self, topic: str, *, committed: bool = True) -> tuple[int, ...]:
+        """See ports.BatchLog."""
+        return await offsets.ends(self._broker, self._name, topic, stable=committed)
 
     async def starts(self, topic: str) -> tuple[int, ...]:
         """See ports.BatchLog."""
-        await self._connect()
-        return tuple(log.start for log in self.topic(topic))
+        return await offsets.starts(self._broker, self._name, topic)
 
     async def progress(self, topic: str) -> Mapping[int, Progress]:
         """See ports.BatchLog."""
-        await self._connect()
-        return dict(self.committed.get(topic, {}))
+        partitions = [(topic, number) for number in range(len(await self.ends(topic)))]
+        found = await offsets.committed(self._broker, self._name, self._group, partitions)
+        return {number: Progress(at.offset, int(at.metadata or 0)) for (_, number), at in found.items()}
 
     async def scan(self, topic: str, partition: int, start: int, end: int) -> AsyncGenerator[Message, None]:
         """See ports.BatchLog."""
-        await self._connect()
-        log = self.topic(topic)[partition]
-        if start < log.start:
-            raise BusUnavailable(f"offset {start} of {topic}[{partition}] is out of range")
-        for offset in sorted(log.records):
-            if start <= offset < end:
-                yield log.records[offset]
+        position, silent_s = start, 0.0
+        while position < end:
+            messages, position = await self._fetch(topic, partition, position)
+            for message in messages:
+                if message.place.offset >= end:
+                    return
+                yield message
+            silent_s = 0.0 if messages else silent_s + POLL_S
+            if position < end and not messages:
+                if silent_s >= SILENCE_MAX_S:
+                    raise BusUnavailable(f"no record and no end of {topic}[{partition}] in {SILENCE_MAX_S:.0f} s")
+                await self._broker.clock.sleep(POLL_S)
 
     async def close(self) -> None:
         """Nothing is held open."""
 
-    async def _connect(self) -> None:
-        await asyncio.sleep(0)
-        if self.down:
-            raise BusUnavailable("connection refused")
+    async def _fetch(self, topic: str, partition: int, position: int) -> tuple[list[Message], int]:
+        try:
+            return await self._broker.call(
+                Request("Fetch", self._name),
+                lambda: self._broker.fetch(topic, partition, position, FETCH_MESSAGES_MAX),
+            )
+        except Refused as refused:
+            raise BusUnavailable(str(refused)) from refused

@@ -57,7 +57,7 @@ async def test_records_that_kafka_dropped_unseen_are_a_finding(publisher: Publis
     await publisher.honest(0, 10)
     await publisher.honest(0, 20)
     await publisher.honest(1, 30, SECRETS[1])
-    publisher.log.forget(SIGNED, 0, 2)
+    publisher.broker.partition(SIGNED, 0).trim(2)
     found = kinds(await findings(publisher))
     assert {ViolationKind.RECORDS_GONE, ViolationKind.ROW_WITHOUT_OUTCOME} <= found
 
@@ -67,7 +67,8 @@ async def test_a_topic_that_was_made_anew_is_a_finding(publisher: Publisher) -> 
     await publisher.honest(1, 30, SECRETS[1])
     kept = tables(publisher)
     assert await findings(publisher, verifier(publisher, kept)) == []
-    del publisher.log.topics[SIGNED]
+    publisher.broker.delete_topic(SIGNED)
+    publisher.broker.create_topic(SIGNED, 2)
     assert kinds(await findings(publisher, verifier(publisher, kept))) == {ViolationKind.RECORDS_GONE}
 
 
@@ -105,9 +106,9 @@ async def test_it_waits_out_a_server_that_is_away(publisher: Publisher) -> None:
     await clock.advance(5)
     assert made.count.signed == 0
     publisher.source.down = False
-    publisher.log.down = True
+    publisher.broker.down = True
     await clock.advance(5)
-    publisher.log.down = False
+    publisher.broker.down = False
     await clock.advance(10)
     assert made.count.signed == 60
     stop.set()
@@ -115,11 +116,11 @@ async def test_it_waits_out_a_server_that_is_away(publisher: Publisher) -> None:
     assert await made.reconcile() == []
 
 
-@pytest.mark.parametrize("part", ["log", "source", "ledger"])
+@pytest.mark.parametrize("part", ["broker", "source", "ledger"])
 async def test_it_gives_up_with_the_name_of_what_is_away(publisher: Publisher, part: str) -> None:
     publisher.publish(await all_but_last(publisher))
     clock = TwinClock()
     made = verifier(publisher, clock=clock)
     getattr(publisher, part).down = True
-    with pytest.raises(BusUnavailable if part == "log" else DatabaseUnavailable):
+    with pytest.raises(BusUnavailable if part == "broker" else DatabaseUnavailable):
         await clock.until(made.run(asyncio.Event()))

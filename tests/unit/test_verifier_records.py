@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ async def rejected_all(publisher: Publisher, **changes: Any) -> None:
     batch = await publisher.batch(1, 30)
     said = Rejection(int(batch.columns.tx_id[0]), "payouts", 1, 1, 1, "unknown_type", "type 9", 1, 1_700_000_000_000)
     fields = {name: getattr(said, name) for name in Rejection.__slots__} | changes
-    publisher.log.append(REJECTED, 1, b"", Rejection(**fields).to_json())
+    publisher.broker.append(REJECTED, 1, b"", Rejection(**fields).to_json())
 
 
 async def test_a_good_row_that_was_rejected(publisher: Publisher) -> None:
@@ -49,10 +50,11 @@ async def test_a_bad_row_that_was_rejected_for_another_reason() -> None:
     publisher.publish(publisher.sign(batch, SECRETS[0]))
     publisher.reject(batch)
     await publisher.honest(1, 30)
-    log = publisher.log.topic(REJECTED)[1]
-    offset, message = next(iter(log.records.items()))
+    log = publisher.broker.partition(REJECTED, 1)
+    message = log.entries[0].message
+    assert message is not None
     fields = {**orjson.loads(message.value), "reason": "signing_failed"}
-    log.records[offset] = type(message)(message.place, b"", Rejection(**fields).to_json())
+    log.entries[0] = replace(log.entries[0], message=replace(message, value=Rejection(**fields).to_json()))
     assert ViolationKind.WRONG_VERDICT in kinds(await findings(publisher))
 
 
@@ -71,7 +73,7 @@ async def test_a_row_that_was_signed_and_rejected(publisher: Publisher) -> None:
     publisher.publish(record)
     tx_id = record.rows.to_pylist()[0]["tx_id"]
     said = Rejection(tx_id, "payouts", 1, 2, 1, "unknown_type", "", 1, 0)
-    publisher.log.append(REJECTED, 0, b"", said.to_json())
+    publisher.broker.append(REJECTED, 0, b"", said.to_json())
     assert ViolationKind.TRANSACTION_TWICE in kinds(await findings(publisher))
 
 
@@ -87,7 +89,7 @@ async def test_a_failed_signature_needs_a_filler(publisher: Publisher) -> None:
 @pytest.mark.parametrize("topic", [SIGNED, REJECTED])
 async def test_a_record_that_cannot_be_read(publisher: Publisher, topic: str, value: bytes) -> None:
     publisher.publish(await all_but_last(publisher))
-    publisher.log.append(topic, 1, b"", value)
+    publisher.broker.append(topic, 1, b"", value)
     assert kinds(await findings(publisher)) == {ViolationKind.UNREADABLE}
 
 
@@ -149,5 +151,5 @@ async def test_a_filler_is_no_row(publisher: Publisher) -> None:
     await publisher.swear(record)
     publisher.publish(record)
     said = Rejection(int(batch.columns.tx_id[4]), "payouts", 1, 1, 1, "signing_failed", "", 1, 0)
-    publisher.log.append(REJECTED, 0, b"", said.to_json())
+    publisher.broker.append(REJECTED, 0, b"", said.to_json())
     assert await findings(publisher) == []
