@@ -7,14 +7,18 @@ leader · 130 interrupted.
 from __future__ import annotations
 
 import errno
+import shutil
 import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Final
 
-from pipeline.errors import DiskFull, OncesignError
+from pipeline.errors import DependencyDown, DiskFull, OncesignError
 
-INTERRUPTED = 130
+INTERRUPTED: Final = 130
+FULL_BYTES: Final = 4 * 1024**2
+"""A file system with less room than this is full to a server."""
 
 
 def main() -> None:
@@ -23,6 +27,8 @@ def main() -> None:
         from jobs.commands import app  # here, so that Ctrl-C while it loads is no traceback either
 
         app()
+    except DependencyDown as error:
+        sys.exit(_told(_full_disk_named(error)))
     except OncesignError as error:
         sys.exit(_told(error))
     except OSError as error:
@@ -44,6 +50,18 @@ def _told(error: OncesignError) -> int:
     lines = (line.strip() for line in str(error).splitlines())  # the end of a server's log has several
     sys.stderr.write(f"error: {' | '.join(line for line in lines if line)}\n")
     return error.exit_code
+
+
+def _full_disk_named(error: DependencyDown) -> DependencyDown:
+    """A server of ours that does not answer because it cannot write is not mended by starting it."""
+    from jobs.loading import load_settings
+
+    try:
+        data_dir = load_settings().data_dir
+        full = data_dir.exists() and shutil.disk_usage(data_dir).free < FULL_BYTES
+    except (OSError, OncesignError):
+        return error
+    return DiskFull(f"full; {error.message}", address=str(data_dir)) if full else error
 
 
 def _of_the_system(error: OSError) -> OncesignError:

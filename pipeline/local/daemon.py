@@ -6,6 +6,7 @@ on SIGTERM stops them in the reverse order. Servers that it finds running it tak
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -109,12 +110,12 @@ class Daemon:
                 continue
             if name in self._tried:
                 self._record.restarts[name] = self._record.restarts.get(name, 0) + 1
-                sys.stderr.write(f"{name} ended; started again\n")
+                _note(f"{name} ended; started again")
             self._tried.add(name)
             try:
                 self._start(server)
             except (OSError, subprocess.SubprocessError, psutil.Error) as error:
-                sys.stderr.write(f"{name} cannot be started: {error}\n")
+                _note(f"{name} cannot be started: {error}")
             self._not_before_s[name] = now_s + self._pause_s[name]
             self._pause_s[name] = min(self._pause_s[name] * 2, RESTART_LONGEST_S)
 
@@ -157,6 +158,12 @@ class Daemon:
 
     def _save(self) -> None:
         self._record.save(self._data_dir)
+
+
+def _note(text: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk must not end the one that starts servers again when it has room
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def _size(log: Path) -> int:
