@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from pipeline.assignment.records import KeyState
@@ -15,22 +14,41 @@ if TYPE_CHECKING:
 
 
 async def before_signing(settings: Settings) -> None:
-    """Kafka, Postgres and etcd serve, nothing in use is gone, and every chain has a key that the KEK opens.
+    """Kafka, Postgres and etcd serve and agree, nothing in use is gone, and every chain has a key that the KEK opens.
 
     Raises UsageError, SecretFileError, SettingError, DeploymentHalted, DependencyDown.
     """
     from actors import composition
-    from jobs.desk import etcd_view
+    from jobs.desk import etcd_view, leads
     from pipeline.custody.sealing import Kek
 
+    await composition.total(settings)
+    if not await leads(settings):  # what a leader writes meanwhile would look like a contradiction
+        await _require_agreement(settings)
     async with etcd_view(settings) as view:
         require_keys(settings, view)
         require_kek(view, Kek.load(settings.kek_path))
         used = frozenset(stream.source for stream, held in view.streams.items() if held.record.seq > 0)
-    await composition.total(settings)
-    async with AsyncExitStack() as stack:
-        topics = await stack.enter_async_context(composition.topics(settings))
+    async with composition.topics(settings) as topics:
         await topics.require(used)
+
+
+async def _require_agreement(settings: Settings) -> None:
+    """Raises DeploymentHalted when etcd is behind the ledger, DependencyDown."""
+    from pipeline.adapters.etcd import EtcdStore
+    from pipeline.adapters.ledger import PostgresLedger
+    from pipeline.assignment import startup
+    from pipeline.assignment.paths import Paths
+
+    paths = Paths(settings.deployment)
+    store, ledger = EtcdStore(settings.etcd), PostgresLedger(settings.postgres)
+    try:
+        if await store.get(paths.genesis) is None:
+            await startup.require_new(ledger, paths)
+        await startup.check(await startup.load(store, paths), ledger)
+    finally:
+        await store.close()
+        await ledger.close()
 
 
 def require_keys(settings: Settings, view: View) -> None:

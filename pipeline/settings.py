@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.errors import SettingError
 from pipeline.stream import SOURCE_NAME
 
 ENV_PREFIX: Final = "ONCESIGN_"
+RECORD_MARGIN_BYTES: Final = 64 * 1024
+"""What a Kafka record takes beside the rows of its batch: schema, metadata, padding."""
 
 
 class Section(BaseModel):
@@ -84,7 +86,7 @@ class KafkaSettings(Section):
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
-    message_max_bytes: int = Field(4 * 1024 * 1024, ge=256 * 1024, description="as set on the topics")
+    message_max_bytes: int = Field(4 * 1024 * 1024, ge=320 * 1024, description="as set on the topics")
     socket_timeout_s: float = Field(4.0, ge=3.0, le=5.0)
     transaction_timeout_s: float = Field(12.0, ge=10.0, le=15.0)
 
@@ -151,7 +153,7 @@ class Settings(BaseSettings):
     postgres: PostgresSettings = PostgresSettings()
     kafka: KafkaSettings = KafkaSettings()
     sources: list[SourceSettings] = Field([SourceSettings()], min_length=1)
-    reader: ReaderSettings = ReaderSettings()
+    reader: ReaderSettings = Field(ReaderSettings(), validate_default=True)
     pool: PoolSettings = PoolSettings()
     signing: SigningSettings = SigningSettings()
 
@@ -164,6 +166,16 @@ class Settings(BaseSettings):
             if len(set(named)) < len(named):
                 raise ValueError(f"two of them have the same {what}")
         return sources
+
+    @field_validator("reader")
+    @classmethod
+    def _batches_fit(cls, reader: ReaderSettings, info: ValidationInfo) -> ReaderSettings:
+        kafka = info.data.get("kafka")
+        if kafka is not None and reader.batch_bytes_max + RECORD_MARGIN_BYTES > kafka.message_max_bytes:
+            raise ValueError(
+                f"batch_bytes_max + {RECORD_MARGIN_BYTES} must not exceed {ENV_PREFIX}KAFKA__MESSAGE_MAX_BYTES"
+            )
+        return reader
 
     @property
     def kek_path(self) -> Path:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from pipeline.adapters.kafka import BrokerWatch, ClientThread, client_config, fenced, producer_fenced, unavailable
-from pipeline.errors import AmbiguousRound, OncesignError, RoundAborted
+from pipeline.errors import AmbiguousRound, OncesignError, RoundAborted, SettingError
 from pipeline.ports import Outgoing
 from pipeline.settings import KafkaSettings
 
@@ -160,6 +160,12 @@ class _Client:
         # Not aborted here: the next open() does it, as does the broker after transaction.timeout.ms.
         if isinstance(error, KafkaException) and fenced(error):
             return producer_fenced(self._id)
+        if isinstance(error, KafkaException) and error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            return SettingError(
+                "ONCESIGN_KAFKA__MESSAGE_MAX_BYTES",
+                f"{self._settings.message_max_bytes}, or max.message.bytes of the topic, is too small for a record",
+                hint="Nothing of it was published. Raise it, and max.message.bytes of the topics.",
+            )
         return RoundAborted(f"{self._id}: {error}")
 
 

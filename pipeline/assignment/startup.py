@@ -26,8 +26,7 @@ async def genesis_of(store: Store, ledger: Ledger, paths: Paths, claim: Claim, c
     found = await store.get(paths.genesis)
     if found is not None:
         return found.value
-    if await ledger.heads():
-        raise DeploymentHalted(f"etcd holds nothing of {paths.deployment}, but the ledger has rows.", hint=REPAIR)
+    await require_new(ledger, paths)
     value = Genesis(str(uuid.uuid4()), clock.unix_ms()).to_json()
     txn = Txn(
         compares=(Compare(paths.leader, create_revision=claim.fence), Compare(paths.genesis, create_revision=0)),
@@ -40,6 +39,12 @@ async def genesis_of(store: Store, ledger: Ledger, paths: Paths, claim: Claim, c
         return await genesis_of(store, ledger, paths, claim, clock)
     made = None if result.succeeded else result.reads[paths.genesis]
     return made.value if made is not None else value
+
+
+async def require_new(ledger: Ledger, paths: Paths) -> None:
+    """A deployment that etcd does not know has no rows in the ledger. Raises DeploymentHalted, DatabaseUnavailable."""
+    if await ledger.heads():
+        raise DeploymentHalted(f"etcd holds nothing of {paths.deployment}, but the ledger has rows.", hint=REPAIR)
 
 
 async def load(store: Store, paths: Paths) -> View:

@@ -90,6 +90,7 @@ class BatchReader:
                 await self._follow(position, stop)
             except (RoundAborted, AmbiguousRound) as error:
                 log.warning("reader %s: failed, resumes from Kafka: %s", self.stream, error)
+                await backoff.pause(error)
             except DependencyDown as error:
                 log.warning("reader %s: failed, tries again: %s", self.stream, error)
                 await backoff.pause(error)

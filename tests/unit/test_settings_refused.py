@@ -22,6 +22,7 @@ CASES = [
     ("ONCESIGN_ETCD__LEASE_TTL_S", "3", "must not exceed lease_ttl_s"),
     ("ONCESIGN_KAFKA__SECURITY_PROTOCOL", "FOO", "ONCESIGN_KAFKA__SECURITY_PROTOCOL: input should be 'PLAINTEXT'"),
     ("ONCESIGN_KAFKA__TOPIC_PREFIX", "a b", "ONCESIGN_KAFKA__TOPIC_PREFIX: "),
+    ("ONCESIGN_KAFKA__MESSAGE_MAX_BYTES", "400000", "ONCESIGN_READER: batch_bytes_max + 65536 must not exceed"),
     (SOURCES, "x", "ONCESIGN_SOURCES: is not JSON."),
     (SOURCES, "[]", "ONCESIGN_SOURCES: list should have at least 1 item"),
     (SOURCES, '[{"name":"UPPER"}]', "ONCESIGN_SOURCES: 0: name: lower-case letters"),
