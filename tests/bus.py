@@ -253,7 +253,26 @@ async def received(subscription: BatchSubscription, count: int) -> list[Message]
     return await until(look)
 
 
+async def settled(member: BatchSubscription, partitions: int, *others: BatchSubscription) -> None:
+    """Let a member have so many partitions, and read them from their offsets.
+
+    What comes with the very poll that joins may carry the generation of before: needlessly stale, by design.
+    """
+    await polled(member, lambda: len(member.assigned()) == partitions, *others)
+    await member.rewind(member.assigned())
+
+
+async def stable(log: BatchLog, topic: str) -> tuple[int, ...]:
+    """Where a topic ends once no transaction is open: a commit is answered before its markers are written."""
+
+    async def look() -> tuple[int, ...] | None:
+        marks = await log.ends(topic, committed=False)
+        return marks if await log.ends(topic) == marks else None
+
+    return await until(look)
+
+
 async def scanned(log: BatchLog, topic: str, partition: int, start: int = 0, end: int | None = None) -> list[bytes]:
-    """The committed values of a stretch; all that is stable unless told."""
-    stop = (await log.ends(topic))[partition] if end is None else end
+    """The committed values of a stretch; up to the stable end unless told."""
+    stop = (await stable(log, topic))[partition] if end is None else end
     return [message.value async for message in log.scan(topic, partition, start, stop)]

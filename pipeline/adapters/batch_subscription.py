@@ -109,6 +109,7 @@ class KafkaBatchSubscription:
             else:
                 readable.append(tp)
         consumer.incremental_assign(readable)
+        consumer.resume(readable)  # librdkafka keeps the pause of a partition that went away and came back
         self._assigned |= {(tp.topic, tp.partition) for tp in readable}
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

@@ -141,12 +141,9 @@ class GroupOffsets:
         wanted = ConsumerGroupTopicPartitions(
             group, [TopicPartition(topic, p, at.offset, at.metadata) for p, at in offsets.items()]
         )
-        answer = self._result(
-            lambda: self._admin.alter_consumer_group_offsets([wanted], request_timeout=ASK_TIMEOUT_S)[group]
+        self._result(
+            lambda: _Altered(self._admin.alter_consumer_group_offsets([wanted], request_timeout=ASK_TIMEOUT_S)[group])
         )
-        for tp in answer.topic_partitions:
-            if tp.error is not None:
-                raise unavailable(self._settings, tp.error)
 
     def _starts(self, topic: str) -> tuple[int, ...]:
         return self._offsets(topic, OffsetSpec.earliest(), IsolationLevel.READ_UNCOMMITTED)
@@ -190,6 +187,18 @@ class GroupOffsets:
                     raise BusUnavailable(address=self._settings.bootstrap_servers) from error
             self._admin = AdminClient(client_config(self._settings))
             time.sleep(ASK_AGAIN_S)
+
+
+@dataclass(frozen=True, slots=True)
+class _Altered:
+    """Offsets that were set; a coordinator that is only starting says so of each partition."""
+
+    future: Any
+
+    def result(self, timeout_s: float) -> None:
+        for tp in self.future.result(timeout_s).topic_partitions:
+            if tp.error is not None:
+                raise KafkaException(tp.error)
 
 
 @dataclass(frozen=True, slots=True)
