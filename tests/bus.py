@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from pipeline.adapters.batch_log import KafkaBatchLog
@@ -61,6 +61,7 @@ class Bus(Protocol):
     async def append(self, topic: str, partition: int, value: bytes) -> None: ...
     async def begin(self, records: Sequence[Outgoing], name: str = "stranger") -> OpenTransaction: ...
     async def set_offsets(self, topic: str, offsets: Mapping[int, int]) -> None: ...
+    async def begin_offset(self, topic: str, partition: int, offset: int) -> OpenTransaction: ...
     async def forget_reader(self, shard: int) -> None: ...
     async def close(self) -> None: ...
 
@@ -108,6 +109,12 @@ class TwinBus:
         at = {(topic, partition): Committed(offset, "0") for partition, offset in offsets.items()}
         group = consumer_group(self.deployment)
         self.broker.group(group).commit(Generation(group), at)
+
+    async def begin_offset(self, topic: str, partition: int, offset: int) -> OpenTransaction:
+        made, group = TwinTransaction(self.broker, f"{self.deployment}-stranger"), consumer_group(self.deployment)
+        at = {(topic, partition): Committed(offset, "1")}
+        self.broker.commit_in_transaction(made.name, made.epoch, Generation(group), at)
+        return made
 
     async def forget_reader(self, shard: int) -> None:
         del self.broker.groups[reader_group(self.deployment, Stream("payouts", shard))]
@@ -170,12 +177,21 @@ class KafkaBus:
 
     async def begin(self, records: Sequence[Outgoing], name: str = "stranger") -> OpenTransaction:
         def work() -> Any:
-            producer = Producer(client_config(self.settings) | {"transactional.id": f"{self.deployment}-{name}"})
-            producer.init_transactions(CALL_S)
-            producer.begin_transaction()
+            producer = self._begun(name)
             for record in records:
                 producer.produce(record.topic, record.value, record.key, partition=record.partition)
             assert producer.flush(CALL_S) == 0
+            return producer
+
+        return KafkaTransaction(await asyncio.to_thread(work))
+
+    async def begin_offset(self, topic: str, partition: int, offset: int) -> OpenTransaction:
+        def work() -> Any:
+            producer = self._begun("stranger")
+            outsider = Consumer(client_config(self.settings) | {"group.id": consumer_group(self.deployment)})
+            at = [TopicPartition(topic, partition, offset, "1")]
+            producer.send_offsets_to_transaction(at, outsider.consumer_group_metadata(), CALL_S)
+            outsider.close()
             return producer
 
         return KafkaTransaction(await asyncio.to_thread(work))
@@ -193,6 +209,12 @@ class KafkaBus:
     async def close(self) -> None:
         for made in self._made:
             await made.close()
+
+    def _begun(self, name: str) -> Any:
+        producer = Producer(client_config(self.settings) | {"transactional.id": f"{self.deployment}-{name}"})
+        producer.init_transactions(CALL_S)
+        producer.begin_transaction()
+        return producer
 
     async def _listed(self, topic: str, *, wanted: bool) -> bool | None:
         """The broker's own view follows the controller's after some milliseconds."""

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_INVALID, OFFSET_STORED, Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline.adapters.batch_log import message_of
 from pipeline.adapters.kafka import CALL_TIMEOUT_S, ClientThread, client_config, consumer_group, take, unavailable
+from pipeline.errors import BusUnavailable
 from pipeline.ports import Message
 from pipeline.settings import KafkaSettings
 
 POLL_INTERVAL_MAX_S: Final = 60
 """A member that has not polled for this long is out of the group (max.poll.interval.ms)."""
 
+FIRST_OFFSETS_S: Final = 3.0
+"""How long a new partition's offset is waited for in the rebalance itself."""
+
+DELETED_S: Final = 2.0
+GONE: Final = "its topic is gone from Kafka"
 FETCH_WAIT_MS: Final = 50
 QUEUED_KIB: Final = 32 * 1024
 
@@ -28,6 +34,7 @@ class KafkaBatchSubscription:
         self._assigned: set[tuple[str, int]] = set()
         self._paused: frozenset[tuple[str, int]] = frozenset()
         self._halted: dict[tuple[str, int], str] = {}
+        self._revoked: set[tuple[str, int]] = set()  # and not yet looked into why
         self._closing = False
         self._consumer = Consumer(
             client_config(settings)
@@ -86,14 +93,25 @@ class KafkaBatchSubscription:
                     messages.append(message_of(raw, generation))
             else:
                 self._on_error(raw, error)
+        if self._revoked:
+            self._report_deleted()
         return messages
+
+    def _report_deleted(self) -> None:
+        """The group takes a deleted topic's partitions away without a word (KIP-848), so the broker is asked."""
+        try:
+            present = self._consumer.list_topics(timeout=DELETED_S).topics
+        except KafkaException:
+            return  # asked again after the next poll
+        self._halted |= {tp: GONE for tp in self._revoked if tp[0] not in present}
+        self._revoked.clear()
 
     def _on_error(self, raw: Any, error: KafkaError) -> None:
         if error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001 - a public code with an odd name
             self._halted[raw.topic(), raw.partition()] = f"its next offset is gone from Kafka ({error.str()})"
         elif error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):  # noqa: SLF001 - as above
-            for topic, partition in self._assigned or {(raw.topic() or "", 0)}:
-                self._halted[topic, partition] = "its topic is gone from Kafka"
+            gone = {tp for tp in self._assigned if tp[0] == raw.topic()} or {(raw.topic(), 0)}
+            self._halted |= dict.fromkeys(gone, GONE)
         elif error.fatal():
             raise unavailable(self._settings, error)
 
@@ -103,11 +121,12 @@ class KafkaBatchSubscription:
             consumer.incremental_assign(partitions)
             return
         readable = []
-        for tp in self._committed(consumer, partitions):
-            if tp.offset < 0:
+        for tp in self._first_offsets(consumer, partitions):
+            if tp.offset == OFFSET_INVALID:
                 self._halted[tp.topic, tp.partition] = "the consumer group has no offset for it"
             else:
                 readable.append(tp)
+                self._halted.pop((tp.topic, tp.partition), None)
         consumer.incremental_assign(readable)
         consumer.resume(readable)  # librdkafka keeps the pause of a partition that went away and came back
         self._assigned |= {(tp.topic, tp.partition) for tp in readable}
@@ -119,10 +138,21 @@ class KafkaBatchSubscription:
         for partition in gone:
             self._halted.pop(partition, None)
         consumer.incremental_unassign(partitions)
+        self._revoked |= gone
 
-    def _committed(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
+    def _first_offsets(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        """Where to begin; OFFSET_INVALID = nowhere."""
+        try:
+            return self._committed(consumer, partitions, FIRST_OFFSETS_S)
+        except (KafkaException, BusUnavailable):
+            # An open transaction may still change them. The group waits for this callback, so librdkafka asks on.
+            return [TopicPartition(tp.topic, tp.partition, OFFSET_STORED) for tp in partitions]
+
+    def _committed(
+        self, consumer: Consumer, partitions: list[TopicPartition], within_s: float = CALL_TIMEOUT_S
+    ) -> list[TopicPartition]:
         bare = [TopicPartition(tp.topic, tp.partition) for tp in partitions]
-        found = consumer.committed(bare, timeout=CALL_TIMEOUT_S)
+        found = consumer.committed(bare, timeout=within_s)
         for tp in found:
             if tp.error is not None:
                 raise unavailable(self._settings, tp.error)

@@ -109,8 +109,10 @@ class TwinBatchSubscription:
 
     async def _serve_rebalance(self) -> None:
         given = await self._heartbeat()
-        if not self._owned <= given:
-            self._give_up(self._owned - given)
+        gone = self._owned - given
+        if gone:
+            self._give_up(gone)
+            await self._report_deleted(gone)
             given = await self._heartbeat()
         fresh = given - self._owned
         if fresh:
@@ -118,7 +120,12 @@ class TwinBatchSubscription:
             found = await offsets.committed(self._broker, self._who.member, self._who.group, sorted(fresh))
             self._owned |= fresh
             self._positions |= {partition: at.offset for partition, at in found.items()}
+            self._halted = {partition: reason for partition, reason in self._halted.items() if partition not in found}
             self._halted |= dict.fromkeys(fresh - found.keys(), "the consumer group has no offset for it")
+
+    async def _report_deleted(self, gone: frozenset[TopicPartition]) -> None:
+        topics = await self._broker.call(Request("Metadata", self._who.member), lambda: set(self._broker.topics))
+        self._halted |= {p: "its topic is gone from Kafka" for p in gone if p[0] not in topics}
 
     async def _heartbeat(self) -> frozenset[TopicPartition]:
         for _ in range(2):

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import pytest
+
+from pipeline.adapters import batch_subscription
 from pipeline.ports import BatchSubscription, Message, Outgoing, Progress
 from tests.bus import SHARDS, Bus, polled, received, settled
 
 ALL = range(SHARDS)
-FEW_POLLS = 8
+FEW_POLLS = 5
+SOON_S = 0.3
 
 
 async def filled(bus: Bus, count: int = 1) -> None:
@@ -210,3 +216,21 @@ async def test_a_deleted_topic_is_reported_and_others_go_on(bus: Bus) -> None:
     assert "gone" in member.halted()[second, 0]
     await bus.append(bus.batches, 0, b"0.1")
     assert values(await received(member, 1)) == [b"0.1"]
+
+
+async def test_an_offset_that_an_open_transaction_changes_is_waited_for(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_subscription, "FIRST_OFFSETS_S", SOON_S)
+    await filled(bus, 2)
+    opened = await bus.begin_offset(bus.batches, 1, 2)
+    member = bus.subscription()
+    waiting = asyncio.create_task(received(member, 2 * SHARDS - 1))
+    await asyncio.sleep(4 * SOON_S)
+    assert not waiting.done()
+    await opened.end(commit=True)
+    got = await waiting
+    assert values(got, 1) == [b"1.1"]
+    assert values(got, 0) == [b"0.0", b"0.1"]
+    assert member.halted() == {}
+    assert await quiet(member) == []
