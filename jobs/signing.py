@@ -43,6 +43,8 @@ def sign(
     _raise_for(summary)
     if not json:
         _tell(summary)
+    if until_drained:
+        _require_drained(summary)
 
 
 def run_pipeline(settings: Settings, *, until_drained: bool, verify: bool, as_json: bool = False) -> dict[str, Any]:
@@ -147,6 +149,7 @@ def demo(
     summary = run_pipeline(settings, until_drained=True, verify=True)
     seconds = time.monotonic() - started_s
     _raise_for(summary)
+    _require_drained(summary)
     _conclude(settings, before, summary, seconds)
 
 
@@ -203,6 +206,12 @@ def _tell(summary: dict[str, Any]) -> None:
             f"({summary['tx_per_s']:,} tx/s)\n"
         )
     say("Next: oncesign verify")
+
+
+def _require_drained(summary: dict[str, Any]) -> None:
+    """A run that was to drain, and ended well before it did, was stopped with Ctrl-C."""
+    if not summary.get("drained"):
+        raise KeyboardInterrupt
 
 
 def _raise_for(summary: dict[str, Any]) -> None:

@@ -85,6 +85,7 @@ def test_a_data_directory_that_cannot_be_made(
         (["tx", "abc"], "Invalid value for 'ID'"),
         (["tx", str(2**63)], "Invalid value for 'ID'"),
         (["stock", "--count", "-1"], "Invalid value for '--count'"),
+        (["demo", "--count", "0"], "Invalid value for '--count'"),
         (["recover"], "Missing option '--stream'"),
         (["up", "--members", "2"], "--members is 2; it can be 1 or 3."),
     ],
