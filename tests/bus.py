@@ -24,7 +24,7 @@ from pipeline.settings import KafkaSettings
 from pipeline.stream import Stream
 from pipeline.testing.batch_log import TwinBatchLog
 from pipeline.testing.batch_subscription import TwinBatchSubscription
-from pipeline.testing.broker import Broker
+from pipeline.testing.broker import MESSAGE_MAX_BYTES, Broker
 from pipeline.testing.group import Committed, Generation
 from pipeline.testing.round_writer import TwinRoundWriter
 from pipeline.testing.stream_writer import TwinStreamWriter
@@ -55,7 +55,7 @@ class Bus(Protocol):
     def round_writer(self, name: str = "consumer-0") -> RoundWriter: ...
     def subscription(self, *topics: str) -> BatchSubscription: ...
     def log(self) -> BatchLog: ...
-    async def create(self, topic: str, partitions: int) -> None: ...
+    async def create(self, topic: str, partitions: int, message_max_bytes: int = ...) -> None: ...
     async def delete(self, topic: str) -> None: ...
     async def trim(self, topic: str, partition: int, before: int) -> None: ...
     async def append(self, topic: str, partition: int, value: bytes) -> None: ...
@@ -87,8 +87,8 @@ class TwinBus:
     def log(self) -> BatchLog:
         return TwinBatchLog(self.broker, consumer_group(self.deployment))
 
-    async def create(self, topic: str, partitions: int) -> None:
-        self.broker.create_topic(topic, partitions)
+    async def create(self, topic: str, partitions: int, message_max_bytes: int = MESSAGE_MAX_BYTES) -> None:
+        self.broker.create_topic(topic, partitions, message_max_bytes)
 
     async def delete(self, topic: str) -> None:
         self.broker.delete_topic(topic)
@@ -158,8 +158,8 @@ class KafkaBus:
     def log(self) -> BatchLog:
         return self._kept(KafkaBatchLog(self.settings, self.deployment))
 
-    async def create(self, topic: str, partitions: int) -> None:
-        config = {"max.message.bytes": str(self.settings.message_max_bytes)}
+    async def create(self, topic: str, partitions: int, message_max_bytes: int = MESSAGE_MAX_BYTES) -> None:
+        config = {"max.message.bytes": str(message_max_bytes)}
         await self._done(self._admin.create_topics([NewTopic(topic, partitions, 1, config=config)])[topic])
         await until(partial(self._listed, topic, wanted=True))
 

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from pipeline.errors import AmbiguousRound, BusUnavailable, OncesignError, ProducerFenced, RoundAborted
+from pipeline.errors import AmbiguousRound, BusUnavailable, OncesignError, ProducerFenced, RoundAborted, SettingError
 from pipeline.ports import Outgoing
-from pipeline.testing.broker import MESSAGE_MAX_BYTES, Broker, Request
+from pipeline.testing.broker import Broker, Request
 from pipeline.testing.group import Committed, Generation, TopicPartition
 from pipeline.testing.refusal import Code, Refused
 
@@ -69,8 +69,6 @@ class TwinTransactions:
     ) -> None:
         parts: dict[TopicPartition, list[Outgoing]] = defaultdict(list)
         for record in records:
-            if len(record.key) + len(record.value) > MESSAGE_MAX_BYTES:
-                raise RoundAborted(f"{self._id}: {Code.TOO_LARGE}")
             parts[record.topic, record.partition].append(record)
         try:
             for (topic, number), part in parts.items():
@@ -107,6 +105,8 @@ class TwinTransactions:
         return self._broker.clock.monotonic_s() - started_s <= SOCKET_TIMEOUT_S
 
     def _not_committed(self, refused: Refused) -> OncesignError:
+        if refused.code is Code.TOO_LARGE:
+            return SettingError("ONCESIGN_KAFKA__MESSAGE_MAX_BYTES", f"a record of {self._id} is larger than it")
         if refused.code is Code.FENCED:
             return ProducerFenced(f"another process has taken over {self._id}.")
         return RoundAborted(f"{self._id}: {refused}")
