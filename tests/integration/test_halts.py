@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer
@@ -26,7 +27,7 @@ from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, Rea
 from pipeline.stages.violation import ViolationKind
 from pipeline.stream import Stream
 from tests.command_line import Ended, Oncesign, environment, in_process
-from tests.pipeline_run import Run, running, stock
+from tests.pipeline_run import Manager, Run, running, stock
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -215,16 +216,20 @@ async def test_a_deleted_topic_of_batches_comes_back(
         ended = await asyncio.to_thread(oncesign, "recover", "--stream", f"payouts/{shard}", "--from-start")
         assert ended.code == 0, ended.err
     async with running(settings, kek) as run:
-        deadline = asyncio.get_running_loop().time() + WAIT_S
-        while run.consumer.count.signed + run.sweeper.count.signed_again * 50 < ROWS:
-            assert asyncio.get_running_loop().time() < deadline, (run.consumer.count, run.sweeper.count)
-            for task in run.tasks:
-                assert not task.done()
-            await asyncio.sleep(0.1)
-        await run.until(0)
+        await all_lent_and_released(run, 2 * ROWS)
         assert run.sweeper.count.signed_again > 0
-        assert sum(key.next_nonce for key in await run.manager.list_keys()) == 2 * ROWS
     assert await violations(settings) == set()
+
+
+async def all_lent_and_released(run: Run, nonces: int) -> None:
+    """Wait until that many nonces were given, and everything that has one is published."""
+    deadline = asyncio.get_running_loop().time() + 2 * WAIT_S
+    while await run.manager.list_assignments() or sum(key.next_nonce for key in await run.manager.list_keys()) < nonces:
+        for task in run.tasks:
+            assert not task.done(), task
+        assert asyncio.get_running_loop().time() < deadline, (run.consumer.count, run.sweeper.count)
+        await asyncio.sleep(0.1)
+    assert sum(key.next_nonce for key in await run.manager.list_keys()) == nonces
 
 
 async def test_a_deleted_topic_of_signed_batches_is_never_made_anew(
@@ -264,8 +269,7 @@ async def test_lost_signed_batches_cost_no_nonce_once_the_topic_is_back(
     made = admin.create_topics([NewTopic(signed, num_partitions=2, replication_factor=1)])[signed]
     await asyncio.to_thread(made.result, WAIT_S)
     async with running(settings, kek) as run:
-        await run.until(ROWS)
-        assert sum(key.next_nonce for key in await run.manager.list_keys()) == 2 * ROWS
+        await all_lent_and_released(run, 2 * ROWS)
     found = await violations(settings)
     assert found
     assert not found & {ViolationKind.NONCE_TWICE, ViolationKind.TRANSACTION_TWICE, ViolationKind.LEDGER_MISMATCH}
