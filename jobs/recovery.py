@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -14,6 +14,10 @@ from pipeline.local.resolve import resolve
 from pipeline.settings import Settings
 from pipeline.stream import Stream
 
+if TYPE_CHECKING:
+    from jobs.desk import KeyDesk
+    from pipeline.stages.sweeper import Desk
+
 
 def recover(
     stream: Annotated[str, typer.Option(help="SOURCE/SHARD, as `oncesign status` names it.")],
@@ -23,7 +27,7 @@ def recover(
 ) -> None:
     """Take the halt off one stream. Batches that were published are recognised and skipped, never signed anew."""
     settings = resolve(load_settings())
-    asyncio.run(_recover(settings, _named(stream), from_start=from_start))
+    asyncio.run(let_go_on(settings, _named(stream), from_start=from_start))
     say(f"stream {stream} may go on. Next: oncesign sign")
 
 
@@ -34,7 +38,8 @@ def _named(stream: str) -> Stream:
         raise UsageError(error.message, hint="For example: --stream payouts/3") from None
 
 
-async def _recover(settings: Settings, stream: Stream, *, from_start: bool) -> None:
+async def let_go_on(settings: Settings, stream: Stream, *, from_start: bool) -> None:
+    """Take the halt off; with `from_start` its topic is read again. Raises UsageError, NotLeader, DependencyDown."""
     from jobs.desk import etcd_view, key_desk, leads
 
     settings.source(stream.source)
@@ -45,8 +50,24 @@ async def _recover(settings: Settings, stream: Stream, *, from_start: bool) -> N
         raise UsageError("a pipeline runs on this deployment.", hint="Stop it, then run the same command again.")
     async with key_desk(settings) as desk:
         if from_start:
+            await _release_published(settings, stream, desk)
             await desk.lose(stream, await _from_start(settings, stream))
         await desk.unhalt(stream)
+
+
+async def _release_published(settings: Settings, stream: Stream, desk: KeyDesk) -> None:
+    """A batch that is read again while it still has its assignment would be published a second time."""
+    from actors import composition
+    from actors.clients import SignerPool
+    from jobs.overview import read_assignments
+    from pipeline.stages.consumer import Worker
+
+    found = [a for a in await read_assignments(settings) if a.stream == stream]
+    if found:
+        nobody = SignerPool([], 0)  # nothing is signed here
+        worker = Worker("recover", settings.node)
+        async with composition.sweeper(settings, worker, cast("Desk", desk), nobody) as sweeper:
+            await sweeper.release_published(found)
 
 
 async def _from_start(settings: Settings, stream: Stream) -> int:

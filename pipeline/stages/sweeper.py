@@ -96,6 +96,10 @@ class Sweeper:
             for assignment in await self._look(lost):
                 await self._publish_again(assignment)
 
+    async def release_published(self, assignments: Sequence[Assignment]) -> None:
+        """Release those that are on tx.signed, however young; call it while nothing else runs."""
+        await self._look(list(assignments))
+
     def _aged(self, assignments: Sequence[Assignment]) -> list[Assignment]:
         before = self._ports.clock.unix_ms() - int(SWEEP_AGE_S * 1000)
         aged = [a for a in assignments if a.since_unix_ms <= before]
