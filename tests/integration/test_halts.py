@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from confluent_kafka import Producer
@@ -230,32 +229,6 @@ async def all_lent_and_released(run: Run, nonces: int) -> None:
         assert asyncio.get_running_loop().time() < deadline, (run.consumer.count, run.sweeper.count)
         await asyncio.sleep(0.1)
     assert sum(key.next_nonce for key in await run.manager.list_keys()) == nonces
-
-
-async def test_what_was_published_and_not_released_is_not_published_again(
-    settings: Settings, kek: Kek, oncesign: Oncesign, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its topic is still there: read from the start, such a batch would get its own assignment back."""
-
-    async def never(_self: Manager, *_args: Any) -> None:
-        """A consumer that died between its commit and the release."""
-
-    stock(settings, ROWS)
-    with monkeypatch.context() as dying:
-        dying.setattr(Manager, "release", never)
-        async with running(settings, kek, keys=2 * SHARDS * 4) as run:
-            deadline = asyncio.get_running_loop().time() + WAIT_S
-            while run.consumer.count.signed < ROWS:
-                assert asyncio.get_running_loop().time() < deadline, run.consumer.count
-                await asyncio.sleep(0.05)
-            assert await run.manager.list_assignments()
-    for shard in range(SHARDS):
-        ended = await asyncio.to_thread(oncesign, "recover", "--stream", f"payouts/{shard}", "--from-start")
-        assert ended.code == 0, ended.err
-    async with running(settings, kek) as run:
-        await all_lent_and_released(run, ROWS)
-        await asyncio.sleep(1)  # time to publish something a second time
-    assert await violations(settings) == set()
 
 
 async def test_a_deleted_topic_of_signed_batches_is_never_made_anew(
