@@ -117,14 +117,16 @@ class Sweeper:
         past = await self._past(assignments)
         marks = await self._ports.log.ends(self._outlets.signed, committed=False)
         stable = await self._ports.log.ends(self._outlets.signed, committed=True)
+        starts = await self._ports.log.starts(self._outlets.signed)
         published: list[tuple[Stream, int]] = []
         lost: list[Assignment] = []
         for partition, group in self._by_partition(assignments).items():
             if stable[partition] < marks[partition]:
                 continue  # a transaction is open; the next sweep sees how it ended
-            found = await self._find(partition, group, marks[partition])
+            found = await self._find(partition, group, starts[partition], marks[partition])
             published += [(a.stream, a.seq) for a in group if (a.stream, a.seq) in found]
-            lost += [a for a in group if (a.stream, a.seq) not in found and (a.stream, a.seq) in past]
+            missing = [a for a in group if (a.stream, a.seq) not in found and (a.stream, a.seq) in past]
+            lost += [a for a in missing if self._is_told(a, partition, starts[partition])]
         if published:
             await self._ports.desk.release(published, self._worker.name)
             self.count.released += len(published)
@@ -149,12 +151,21 @@ class Sweeper:
     def _partition(self, assignment: Assignment) -> int:
         return partition_of(assignment.address, assignment.stream.shard, self._outlets.signed_partitions)
 
-    async def _find(self, partition: int, assignments: list[Assignment], end: int) -> set[tuple[Stream, int]]:
+    def _is_told(self, a: Assignment, partition: int, kept_from: int) -> bool:
+        """Whether tx.signed still holds everything since the assignment; else nobody can say that it is not there."""
+        told = a.signed_from[partition] >= kept_from
+        if not told:
+            log.error("batch %s %s: left alone: tx.signed is not kept since it was assigned", a.stream, a.seq)
+        return told
+
+    async def _find(
+        self, partition: int, assignments: list[Assignment], kept_from: int, end: int
+    ) -> set[tuple[Stream, int]]:
         """Which of these batches are on a partition of tx.signed before `end`, with the digest that was assigned."""
         wanted = {(a.stream, a.seq): a.digest for a in assignments}
-        start = min(a.signed_from[partition] for a in assignments)
+        start = max(kept_from, min(a.signed_from[partition] for a in assignments))
         if start > end:  # the topic was made anew by hand
-            start = 0
+            start = kept_from
         found: set[tuple[Stream, int]] = set()
         async for message in self._ports.log.scan(self._outlets.signed, partition, start, end):
             header = header_of(message.value)
@@ -165,6 +176,7 @@ class Sweeper:
                 await self._ports.desk.halt(
                     header.stream, f"{message.place} holds batch {header.seq} of another digest"
                 )
+                continue
             found.add(batch)
             if len(found) == len(wanted):
                 break
@@ -213,7 +225,8 @@ class Sweeper:
         """The batch as Kafka has it, else as Postgres has it. Raises MalformedBatch when neither is the right one."""
         topic, shard = self._ports.batch_topics[assignment.stream.source], assignment.stream.shard
         start = assignment.batch_offset
-        if start != NOWHERE and start < (await self._ports.log.ends(topic))[shard]:
+        kept = (await self._ports.log.starts(topic))[shard], (await self._ports.log.ends(topic))[shard]
+        if start != NOWHERE and kept[0] <= start < kept[1]:
             async for message in self._ports.log.scan(topic, shard, start, start + 1):
                 if Batch.decode(message.value).digest == assignment.digest:
                     return message.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from pipeline.assignment.records import Assignment, KeyRecord, KeyState, StreamR
 from pipeline.custody.generation import address_of
 from pipeline.custody.sealing import Kek
 from pipeline.custody.unsealed import UnsealedKey
-from pipeline.errors import OncesignError
+from pipeline.errors import OncesignError, ProducerFenced
 from pipeline.ethereum import kernel
 from pipeline.ethereum.batch import Batch
 from pipeline.ethereum.kernel import SignedColumns
@@ -155,6 +156,7 @@ class Flow:
     ledger: TwinLedger = field(default_factory=TwinLedger)
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
     settings: PoolSettings = field(default_factory=PoolSettings)
+    ids: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.faults = Faults(self.clock)
@@ -226,6 +228,19 @@ class Flow:
         made = self.sweeper()
         await self.clock.until(made.sweep())
         return made
+
+    def sweep_for(self, seconds: float) -> None:
+        """A sweeper at work, and its end."""
+
+        async def work() -> None:
+            stop = asyncio.Event()
+            task = asyncio.create_task(self.sweeper().run(stop))
+            await self.clock.sleep(seconds)
+            stop.set()
+            with contextlib.suppress(ProducerFenced):
+                await task
+
+        self.tasks.append(asyncio.create_task(work()))
 
     async def kill(self, running: Running) -> None:
         """As by kill -9, and its session is over."""
