@@ -24,6 +24,11 @@ DURABLE_REPLICATION: Final = 3
 """From this replication factor on, a write needs two replicas (min.insync.replicas)."""
 
 
+BATCHES_KEPT_BYTES: Final = 512 * 1024 * 1024
+"""Per partition of a topic of batches, more than may wait there. Never by age: of a stream that was idle for a week
+that takes the marker of the last transaction, and with it the offset that the consumers go on from."""
+
+
 class TopicAdmin:
     """Makes and checks topics and the consumer group's session timeout."""
 
@@ -126,6 +131,8 @@ class TopicAdmin:
             "min.insync.replicas": "2" if replication >= DURABLE_REPLICATION else "1",
             "message.timestamp.type": "CreateTime",
         }
+        if topic.startswith(self._topics.batches("")):
+            config |= {"retention.ms": "-1", "retention.bytes": str(BATCHES_KEPT_BYTES)}
         new = NewTopic(topic, num_partitions=partitions, replication_factor=replication, config=config)
         future = self._admin.create_topics([new], operation_timeout=CALL_TIMEOUT_S)[topic]
         try:

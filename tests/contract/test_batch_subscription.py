@@ -234,3 +234,17 @@ async def test_an_offset_that_an_open_transaction_changes_is_waited_for(
     assert values(got, 0) == [b"0.0", b"0.1"]
     assert member.halted() == {}
     assert await quiet(member) == []
+
+
+async def test_a_stream_of_which_retention_took_all_is_halted_even_though_only_a_marker_is_missing(bus: Bus) -> None:
+    """Why topics of batches are bounded by size: age would take an idle stream's marker, and with it its offset."""
+    await filled(bus)
+    member, writer = bus.subscription(), bus.round_writer()
+    await settled(member, SHARDS)
+    generation = (await received(member, SHARDS))[-1].generation
+    await writer.open()
+    await writer.commit([], {(bus.batches, 0): Progress(1, 1)}, generation)
+    await bus.trim(bus.batches, 0, 2)
+    await member.rewind(member.assigned())
+    await polled(member, lambda: bool(member.halted()))
+    assert member.halted().keys() == {(bus.batches, 0)}
