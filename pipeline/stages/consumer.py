@@ -198,7 +198,7 @@ class BatchConsumer:
         if messages and messages[0].generation != self._generation:
             # Work of an older generation may belong to another member by now; none of it is committed.
             self._generation = messages[0].generation
-            await self._reset()
+            self._broken = True
             return
         for message in messages:
             if (message.place.topic, message.place.partition) in self.halted:
