@@ -135,6 +135,7 @@ class KafkaBroker:
             "-Xms256m",
             "-XX:+UseSerialGC",
             "-XX:-UsePerfData",
+            "-XX:TieredStopAtLevel=1",  # on two cores the optimising compiler takes more than it gives for minutes
             "-Djava.awt.headless=true",
             f"-Dlog4j2.configurationFile={self._folder / 'log4j2.yaml'}",
             "-cp",
