@@ -116,6 +116,7 @@ class Fault:
     moment: Moment
     delay_s: float = 0.0  #: 0 = it is lost here
     client: str = ""
+    skip: int = 0  #: so many that would fit are let through first
 
 
 class Faults:
@@ -130,6 +131,9 @@ class Faults:
         self.seen[request.name] += moment is Moment.BEFORE
         for fault in self.planned:
             if (fault.name, fault.moment) == (request.name, moment) and fault.client in request.client:
+                if fault.skip:
+                    fault.skip -= 1
+                    continue
                 self.planned.remove(fault)
                 if not fault.delay_s:
                     raise Refused(Code.NO_ANSWER, "lost on the way")

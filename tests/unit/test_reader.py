@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
+from pipeline.assignment.records import StreamRecord
 from pipeline.errors import ProducerFenced, StreamHalted
 from pipeline.ethereum.batch import Batch
+from pipeline.ports import ReaderPosition
 from pipeline.settings import ReaderSettings
-from pipeline.stream import START
+from pipeline.stages.reader import check_position
+from pipeline.stream import START, Cursor
 from pipeline.testing.broker import Moment
 from tests.unit.flow_world import BATCHES, CHAIN, GROUP, SHARDS, A, B, Fault, Flow
 
@@ -236,3 +240,26 @@ async def test_rows_that_commit_late_are_not_passed_over(flow: Flow) -> None:
     read = rows_of(flow.batches(A) + flow.batches(B))
     assert set(read) >= {*ids, *early}
     assert len(read) == len(set(read)) == 28
+
+
+POSITION = ReaderPosition(3, Cursor(700, 1), "aa", "7001")
+RECORD = StreamRecord(A, CHAIN, "7001", 3, Cursor(700, 1), "aa")
+
+
+def test_a_position_fits_what_was_assigned_or_is_ahead_of_it() -> None:
+    check_position(A, POSITION, RECORD, "7001")
+    check_position(A, replace(POSITION, seq=4, digest="bb"), RECORD, "7001")
+
+
+@pytest.mark.parametrize(
+    ("position", "system_id", "said"),
+    [
+        (POSITION, "7002", "belongs to Postgres 7001"),
+        (replace(POSITION, system_id="7002"), "7001", "belongs to Postgres 7002"),
+        (replace(POSITION, seq=2), "7001", "batch 3 has been assigned"),
+        (replace(POSITION, digest="bb"), "7001", "not the one that was assigned"),
+    ],
+)
+def test_a_position_that_cannot_be_right_is_refused(position: ReaderPosition, system_id: str, said: str) -> None:
+    with pytest.raises(StreamHalted, match=said):
+        check_position(A, position, RECORD, system_id)

@@ -172,6 +172,23 @@ async def test_a_second_sweeper_does_not_sign_what_the_first_has_under_way(flow:
     await flow.check_all_done(flow.ids)
 
 
+async def test_what_the_last_sweeper_published_meanwhile_is_not_published_again(flow: Flow) -> None:
+    await unpublished(flow)
+    passed_over(flow)
+    flow.faults.planned = [
+        Fault("Produce", Moment.BEFORE, delay_s=1.0, client="sweeper"),
+        Fault("EndTxn", Moment.AFTER, client="sweeper"),  # published, and the first sweeper does not know
+        Fault("InitProducerId", Moment.BEFORE, delay_s=3.0, client="sweeper", skip=1),
+    ]
+    flow.sweep_for(1.5)
+    await flow.clock.advance(0.25)
+    flow.sweep_for(20)
+    await flow.until(lambda: len(flow.signed_ids()) >= ROWS)
+    await flow.clock.advance(20)
+    assert flow.faults.planned == []
+    await flow.check_all_done(flow.ids)
+
+
 async def test_what_tx_signed_no_longer_tells_is_left_alone_and_stops_no_other(flow: Flow) -> None:
     """Without the records since it was assigned, nobody can say that a batch was not published."""
     await unpublished(flow)
