@@ -263,7 +263,7 @@ def test_no_partition_has_two_owners_and_all_find_one(seed: int) -> None:
     for step in range(60):
         crowd.disturb(step)
     crowd.members.setdefault("last", (0, frozenset()))
-    for name in sorted(crowd.members) * 3:
+    for name in sorted(crowd.members) * 5:
         crowd.beat(name)
     sizes = [len(owned) for _, owned in crowd.members.values()]
     assert sum(sizes) == len(crowd.existing)
