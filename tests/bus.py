@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 from pipeline.adapters.batch_log import KafkaBatchLog
 from pipeline.adapters.batch_subscription import KafkaBatchSubscription
@@ -35,6 +35,10 @@ C = TypeVar("C", StreamWriter, RoundWriter, BatchSubscription, BatchLog)
 SHARDS = 3
 CALL_S = 20
 PATIENCE_S = 30.0
+HURRY = 10
+HEARTBEAT_MS = 1000
+"""As short as the embedded broker allows: rebalances take a few of them."""
+
 POLL_S = 0.1
 
 
@@ -66,11 +70,21 @@ class Bus(Protocol):
     async def close(self) -> None: ...
 
 
+class HurriedClock(SystemClock):
+    """Nobody but the twin waits for these seconds."""
+
+    def monotonic_s(self) -> float:
+        return super().monotonic_s() * HURRY
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(seconds / HURRY)
+
+
 class TwinBus:
     """In memory."""
 
     def __init__(self, deployment: str) -> None:
-        self.broker = Broker(SystemClock())
+        self.broker = Broker(HurriedClock())
         self.deployment = deployment
         self.batches, self.signed = "tx.batches.payouts", "tx.signed"
 
@@ -129,7 +143,7 @@ class TwinTransaction:
     def __init__(self, broker: Broker, name: str) -> None:
         self.name = name
         self.broker = broker
-        self.epoch = broker.init_producer(name, PATIENCE_S)
+        self.epoch = broker.init_producer(name, PATIENCE_S * HURRY)
 
     async def end(self, *, commit: bool) -> None:
         self.broker.end_transaction(self.name, self.epoch, commit=commit)
@@ -157,6 +171,14 @@ class KafkaBus:
 
     def log(self) -> BatchLog:
         return self._kept(KafkaBatchLog(self.settings, self.deployment))
+
+    async def hasten(self) -> None:
+        """Let the group's members hear of changes soon."""
+        entry = ConfigEntry(
+            "consumer.heartbeat.interval.ms", str(HEARTBEAT_MS), incremental_operation=AlterConfigOpType.SET
+        )
+        group = ConfigResource(ResourceType.GROUP, consumer_group(self.deployment), incremental_configs=[entry])
+        await self._done(self._admin.incremental_alter_configs([group])[group])
 
     async def create(self, topic: str, partitions: int, message_max_bytes: int = MESSAGE_MAX_BYTES) -> None:
         config = {"max.message.bytes": str(message_max_bytes)}

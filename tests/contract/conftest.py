@@ -13,6 +13,8 @@ from tests.bus import SHARDS, Bus, KafkaBus, TwinBus
 async def bus(request: pytest.FixtureRequest, deployment: str) -> AsyncIterator[Bus]:
     settings = request.getfixturevalue("kafka") if request.param == "kafka" else None
     made: Bus = KafkaBus(settings, deployment) if settings else TwinBus(deployment)
+    if isinstance(made, KafkaBus):
+        await made.hasten()
     await made.create(made.batches, SHARDS)
     await made.create(made.signed, 2)
     try:
