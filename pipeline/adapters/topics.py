@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from pipeline.adapters.kafka import CALL_TIMEOUT_S, ClientThread, Topics, client_config, consumer_group, unavailable
 from pipeline.adapters.offsets import Committed, GroupOffsets, progress_of
-from pipeline.errors import DeploymentHalted, SettingError
+from pipeline.errors import BusUnavailable, DeploymentHalted, SettingError
 from pipeline.ports import Progress
 from pipeline.settings import KafkaSettings, SourceSettings
 
@@ -20,6 +21,7 @@ CONSUMER_SESSION_S: Final = 6
 
 CONSUMER_HEARTBEAT_S: Final = 2
 
+LOOK_AGAIN_S: Final = 0.02
 DURABLE_REPLICATION: Final = 3
 """From this replication factor on, a write needs two replicas (min.insync.replicas)."""
 
@@ -140,6 +142,15 @@ class TopicAdmin:
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise unavailable(self._settings, error) from error
+        self._await_presence(topic)
+
+    def _await_presence(self, topic: str) -> None:
+        """A broker's own view follows the controller's after some milliseconds; until then it knows no such topic."""
+        deadline_s = time.monotonic() + CALL_TIMEOUT_S
+        while topic not in self._present():
+            if time.monotonic() > deadline_s:
+                raise BusUnavailable(f"{topic} was made and is not there", address=self._settings.bootstrap_servers)
+            time.sleep(LOOK_AGAIN_S)
 
     def _set_session(self, group: str) -> None:
         entries = {

@@ -34,3 +34,14 @@ async def test_batches_are_kept_by_size_and_never_lost_by_age(kafka: KafkaSettin
     signed = await config_of(kafka, topics.signed)
     assert signed["retention.ms"] != "-1"
     await admin.close()
+
+
+async def test_a_topic_that_was_made_can_be_asked_about_at_once(kafka: KafkaSettings, deployment: str) -> None:
+    """A broker's own view follows the controller's after some milliseconds."""
+    admin = TopicAdmin(kafka)
+    await admin.prepare(deployment, [SourceSettings(shards=1)], frozenset())
+    for turn in range(8):
+        source = SourceSettings(name=f"s{turn}", shards=2)
+        await admin.remake(source)
+        assert await admin.end(source, 1) == 0
+    await admin.close()
