@@ -146,6 +146,7 @@ class BatchConsumer:
         self._signed_from: tuple[int, ...] = ()
         self._ends_at_s = 0.0
         self._failure: Exception | None = None
+        self._unwritten: set[Partition] = set()  # halted, and the key manager could not be told
         self.halted: dict[Partition, str] = {}
         self.count = ConsumerCount()
 
@@ -217,6 +218,8 @@ class BatchConsumer:
         await _cancel(self._signing)
         self._signing.clear()
         self._queues.clear()
+        while self._unwritten:
+            self.halted.pop(self._unwritten.pop(), None)
         async with self._committing:  # a commit under way must end before its offsets are read
             await self._writer.open()
             await self._subscription.rewind(self._subscription.assigned())
@@ -249,15 +252,19 @@ class BatchConsumer:
         while queue and queue[-1].message.place.offset >= message.place.offset:
             queue.pop()
         if persist:
-            await self._assigner.halt(stream, reason)
+            try:
+                await self._assigner.halt(stream, reason)
+            except (DependencyDown, NotLeader, RuntimeFault) as error:
+                log.warning("stream %s: the halt is not written down, met again: %s", stream, error)
+                self._unwritten.add(partition)
+                self._broken = True
 
     # ── assign and sign ──────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _assign(self, stop: asyncio.Event) -> None:
         backoff = Backoff(self._clock)
         while not stop.is_set():
-            works = self._assignable()
-            if not works:
+            if not (works := self._assignable()):
                 await self._wait_for_change()
                 continue
             try:

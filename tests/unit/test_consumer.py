@@ -8,11 +8,19 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from pipeline.assignment.records import KeyState
-from pipeline.errors import DatabaseUnavailable, LedgerRefused, ProducerFenced
+from pipeline.errors import (
+    DatabaseUnavailable,
+    LedgerRefused,
+    NotLeader,
+    OncesignError,
+    ProducerFenced,
+    StoreUnavailable,
+)
 from pipeline.ethereum.batch import Batch
 from pipeline.settings import PoolSettings
 from pipeline.stages.consumer import ASSIGN_DEADLINE_S
 from pipeline.stages.sweeper import SWEEP_AGE_S
+from pipeline.stream import Stream
 from pipeline.testing.broker import Moment
 from tests.unit.flow_world import (
     BATCHES,
@@ -197,6 +205,30 @@ async def test_a_record_that_is_no_batch_halts_its_stream_alone(
     assert said in (await flow.stream(A)).halted
     assert not (await flow.stream(B)).halted
     await flow.check_all_done([*ids, *(i for i in more if i % SHARDS == B.shard)])
+
+
+@pytest.mark.parametrize("error", [NotLeader(), StoreUnavailable("connection refused")], ids=["no leader", "no etcd"])
+async def test_a_halt_that_cannot_be_written_down_is_tried_again(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch, error: OncesignError
+) -> None:
+    await read(flow, rows=40)
+    flow.broker.append(BATCHES, A.shard, b"", b"not arrow")
+    failures = [error] * 3
+    halt = flow.desk.halt
+
+    async def fails_first(stream: Stream, reason: str) -> None:
+        if failures:
+            raise failures.pop()
+        await halt(stream, reason)
+
+    monkeypatch.setattr(flow.desk, "halt", fails_first)
+    running = flow.consume()
+    await flow.until(lambda: (BATCHES, A.shard) in running.consumer.halted and not failures)
+    await flow.until(lambda: {i for i in range(1, 41) if i % SHARDS == B.shard} <= set(flow.signed_ids()))
+    await flow.clock.advance(1)
+    assert "Arrow" in (await flow.stream(A)).halted
+    assert not running.task.done()
+    await flow.check_once()
 
 
 async def test_what_is_ahead_of_a_bad_record_and_has_a_key_is_finished(flow: Flow) -> None:
