@@ -50,8 +50,7 @@ async def let_go_on(settings: Settings, stream: Stream, *, from_start: bool) -> 
         raise UsageError("a pipeline runs on this deployment.", hint="Stop it, then run the same command again.")
     async with key_desk(settings) as desk:
         if from_start:
-            await _release_published(settings, stream, desk)
-            await desk.lose(stream, await _from_start(settings, stream))
+            await desk.lose(stream, await _from_start(settings, stream, desk))
         await desk.unhalt(stream)
 
 
@@ -70,7 +69,7 @@ async def _release_published(settings: Settings, stream: Stream, desk: KeyDesk) 
             await sweeper.release_published(found)
 
 
-async def _from_start(settings: Settings, stream: Stream) -> int:
+async def _from_start(settings: Settings, stream: Stream, desk: KeyDesk) -> int:
     """See that the topic is there, and set the consumers' next offset to its first; where the partition ends."""
     from pipeline.adapters.topics import TopicAdmin
 
@@ -78,6 +77,7 @@ async def _from_start(settings: Settings, stream: Stream) -> int:
     topics = TopicAdmin(settings.kafka)
     try:
         await topics.remake(source)
+        await _release_published(settings, stream, desk)
         await topics.begin(settings.deployment, source, [stream.shard])
         return await topics.end(source, stream.shard)
     finally:
