@@ -211,7 +211,8 @@ class RoundWriter(Protocol):
         """One Kafka transaction: records first, offsets last. True when it was fast and certain.
 
         False: it committed, but slower than socket.timeout.ms; the producer must be opened again.
-        Raises RoundAborted, AmbiguousRound, ProducerFenced, BusUnavailable; after each, `open` again.
+        Raises RoundAborted, AmbiguousRound, ProducerFenced, BusUnavailable, and SettingError for a record that is too
+        large; after each, `open` again.
         """
         ...
 
@@ -382,7 +383,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """No key came free before the deadline; ask again. Nothing was assigned."""
+    """No key came free before the deadline, or it is not known yet what became of the request; ask again."""
 
 
 AssignReply: TypeAlias = Assigned | Published | Refused | Waiting
