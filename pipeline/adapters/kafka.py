@@ -118,8 +118,8 @@ def producer_fenced(transactional_id: str) -> ProducerFenced:
     """The error of a producer that was taken over."""
     return ProducerFenced(
         f"another process has taken over {transactional_id}.",
-        hint="Two pipelines run on one deployment (stop one, or set ONCESIGN_DEPLOYMENT), or this process stood still for "
-        "longer than ONCESIGN_KAFKA__TRANSACTION_TIMEOUT_S.",
+        hint="Two pipelines run on one deployment (stop one, or set ONCESIGN_DEPLOYMENT), or this process stood still "
+        "for longer than ONCESIGN_KAFKA__TRANSACTION_TIMEOUT_S.",
     )
 
 
