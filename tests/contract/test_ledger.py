@@ -23,6 +23,8 @@ Tested = PostgresLedger | TwinLedger
 SENDER = "0x" + "11" * 20
 ENTRY = LedgerEntry(Stream("payouts", 0), 1, "aa" * 32, 1, SENDER, 0, 10, 5, "signer-0")
 
+ROUNDS = 40
+
 
 @pytest.fixture(params=["twin", pytest.param("postgres", marks=pytest.mark.integration)])
 async def ledger(request: pytest.FixtureRequest) -> AsyncIterator[Tested]:
@@ -79,9 +81,12 @@ async def test_a_batch_without_a_signable_row_needs_no_sender(ledger: Tested) ->
 @pytest.mark.integration
 async def test_of_two_at_once_one_writes(postgres: PostgresSettings) -> None:
     ledgers = [PostgresLedger(postgres) for _ in range(6)]
-    answers = await asyncio.gather(*(ledger.record(ENTRY) for ledger in ledgers))
-    assert sorted(answers) == [False] * 5 + [True]
-    rivals = [replace(ENTRY, seq=2 + i, digest=f"{i:02x}" * 32, first_nonce=10) for i in range(6)]
+    for turn in range(ROUNDS):  # which of the table's keys notices first differs from time to time
+        entry = replace(ENTRY, seq=1 + turn, first_nonce=turn * ENTRY.count)
+        answers = await asyncio.gather(*(ledger.record(entry) for ledger in ledgers))
+        assert sorted(answers) == [False] * 5 + [True]
+    first = ROUNDS * ENTRY.count
+    rivals = [replace(ENTRY, seq=1 + ROUNDS + i, digest=f"{i:02x}" * 32, first_nonce=first) for i in range(6)]
     results = await asyncio.gather(
         *(ledger.record(rival) for ledger, rival in zip(ledgers, rivals, strict=True)), return_exceptions=True
     )
