@@ -25,6 +25,7 @@ class BatchReaderActor:
         self._host: StageHost | None = None
         self._readers: list[BatchReader] = []
         self._halted: dict[str, str] = {}
+        composition.warm_source()
 
     def __repr__(self) -> str:
         return self._name
@@ -34,7 +35,6 @@ class BatchReaderActor:
         if self._host is None:
             composition.start_logging()
             self._host = StageHost(self._name)
-        await composition.warm_source(settings, source)
 
         async def run(stop: asyncio.Event) -> None:
             self._halted.clear()

@@ -19,7 +19,7 @@ from pipeline.adapters.etcd import EtcdStore
 from pipeline.adapters.kafka import Topics
 from pipeline.adapters.ledger import PostgresLedger
 from pipeline.adapters.outcomes import PostgresOutcomes
-from pipeline.adapters.postgres_source import PostgresSource
+from pipeline.adapters.postgres_source import PostgresSource, driver
 from pipeline.adapters.round_writer import KafkaRoundWriter
 from pipeline.adapters.stream_writer import KafkaStreamWriter
 from pipeline.adapters.topics import TopicAdmin
@@ -45,6 +45,11 @@ def start_logging() -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
     )
+
+
+def warm_source() -> None:
+    """Load what the first rows would wait for."""
+    driver()
 
 
 def signer_count(settings: Settings) -> int:
@@ -103,12 +108,6 @@ async def readers(
             stack.push_async_callback(writer.close)
             made.append(BatchReader(stream, source.chain_id, table, writer, streams, CLOCK, settings.reader))
         yield made
-
-
-async def warm_source(settings: Settings, source: SourceSettings) -> None:
-    """Load what the first rows would wait for. Raises SettingError, DatabaseUnavailable."""
-    async with AsyncExitStack() as stack:
-        await (await _source(stack, settings, source)).rows_of([])
 
 
 @asynccontextmanager

@@ -21,6 +21,7 @@ class TxVerifierActor:
         self._name = "tx-verifier"
         self._host: StageHost | None = None
         self._verifier: Verifier | None = None
+        composition.warm_source()
         validity.warm()
 
     def __repr__(self) -> str:
@@ -31,7 +32,6 @@ class TxVerifierActor:
         if self._host is None:
             composition.start_logging()
             self._host = StageHost(self._name)
-        await composition.warm_source(settings, settings.sources[0])
 
         async def run(stop: asyncio.Event) -> None:
             async with composition.verifier(settings) as verifier:

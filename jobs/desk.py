@@ -72,32 +72,33 @@ async def key_desk(settings: Settings) -> AsyncIterator[KeyDesk]:
         await ledger.close()
 
 
-async def leads(settings: Settings) -> bool:
-    """Whether a key manager holds the deployment: a pipeline runs. Raises StoreUnavailable."""
+@asynccontextmanager
+async def etcd_client(settings: Settings) -> AsyncIterator[EtcdStore]:
+    """A client for as long as it is needed."""
     store = EtcdStore(settings.etcd)
     try:
-        return await store.get(Paths(settings.deployment).leader) is not None
+        yield store
     finally:
         await store.close()
+
+
+async def leads(settings: Settings) -> bool:
+    """Whether a key manager holds the deployment: a pipeline runs. Raises StoreUnavailable."""
+    async with etcd_client(settings) as store:
+        return await store.get(Paths(settings.deployment).leader) is not None
 
 
 async def has_keys(settings: Settings) -> bool:
     """Whether the pool has any key. Raises StoreUnavailable."""
-    store = EtcdStore(settings.etcd)
-    try:
+    async with etcd_client(settings) as store:
         return bool(await store.list(Paths(settings.deployment).sealed_keys))
-    finally:
-        await store.close()
 
 
 @asynccontextmanager
 async def etcd_view(settings: Settings) -> AsyncIterator[View]:
     """What etcd holds now, read without leading. Raises StoreUnavailable."""
-    store = EtcdStore(settings.etcd)
-    try:
+    async with etcd_client(settings) as store:
         yield await startup.load(store, Paths(settings.deployment))
-    finally:
-        await store.close()
 
 
 class RemoteDesk:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from pipeline.adapters.etcd import EtcdStore
+from jobs.desk import etcd_client
 from pipeline.adapters.migrations import migrate
 from pipeline.adapters.postgres_source import PostgresSource
 from pipeline.adapters.topics import TopicAdmin
@@ -26,11 +26,8 @@ async def data_directory(settings: Settings) -> str:
 async def etcd(settings: Settings) -> str:
     """A linearizable read."""
     resolved = resolve(settings)
-    store = EtcdStore(resolved.etcd)
-    try:
+    async with etcd_client(resolved) as store:
         genesis = await store.get(Paths(settings.deployment).genesis)
-    finally:
-        await store.close()
     return f"{resolved.etcd.endpoints} serves; deployment {settings.deployment} is {'known' if genesis else 'new'}"
 
 
@@ -65,11 +62,8 @@ async def key_encryption_key(settings: Settings) -> str:
     """The KEK can be read, and opens a key of the pool."""
     resolved = resolve(settings)
     kek = Kek.load(settings.kek_path)
-    store = EtcdStore(resolved.etcd)
-    try:
+    async with etcd_client(resolved) as store:
         sealed = await store.list(Paths(settings.deployment).sealed_keys)
-    finally:
-        await store.close()
     if not sealed:
         raise UsageError("the pool has no key.", hint="Run: oncesign keys create --count 16")
     for kv in sealed:

@@ -19,35 +19,37 @@ async def before_signing(settings: Settings) -> None:
     Raises UsageError, SecretFileError, SettingError, DeploymentHalted, DependencyDown.
     """
     from actors import composition
-    from jobs.desk import etcd_view, leads
+    from jobs.desk import etcd_client
+    from pipeline.assignment import startup
+    from pipeline.assignment.paths import Paths
     from pipeline.custody.sealing import Kek
 
+    paths = Paths(settings.deployment)
     await composition.total(settings)
-    if not await leads(settings):  # what a leader writes meanwhile would look like a contradiction
-        await _require_agreement(settings)
-    async with etcd_view(settings) as view:
-        require_keys(settings, view)
-        require_kek(view, Kek.load(settings.kek_path))
-        used = frozenset(stream.source for stream, held in view.streams.items() if held.record.seq > 0)
+    async with etcd_client(settings) as store:
+        leader, genesis = await store.get(paths.leader), await store.get(paths.genesis)
+        view = await startup.load(store, paths)
+    if leader is None:  # what a leader writes meanwhile would look like a contradiction
+        await _require_agreement(settings, view, known=genesis is not None)
+    require_keys(settings, view)
+    require_kek(view, Kek.load(settings.kek_path))
+    used = frozenset(stream.source for stream, held in view.streams.items() if held.record.seq > 0)
     async with composition.topics(settings) as topics:
         await topics.require(used)
 
 
-async def _require_agreement(settings: Settings) -> None:
-    """Raises DeploymentHalted when etcd is behind the ledger, DependencyDown."""
-    from pipeline.adapters.etcd import EtcdStore
+async def _require_agreement(settings: Settings, view: View, *, known: bool) -> None:
+    """`known` says whether etcd has the deployment. Raises DeploymentHalted when it is behind the ledger."""
     from pipeline.adapters.ledger import PostgresLedger
     from pipeline.assignment import startup
     from pipeline.assignment.paths import Paths
 
-    paths = Paths(settings.deployment)
-    store, ledger = EtcdStore(settings.etcd), PostgresLedger(settings.postgres)
+    ledger = PostgresLedger(settings.postgres)
     try:
-        if await store.get(paths.genesis) is None:
-            await startup.require_new(ledger, paths)
-        await startup.check(await startup.load(store, paths), ledger)
+        if not known:
+            await startup.require_new(ledger, Paths(settings.deployment))
+        await startup.check(view, ledger)
     finally:
-        await store.close()
         await ledger.close()
 
 

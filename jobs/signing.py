@@ -48,13 +48,15 @@ def sign(
 
 
 def run_pipeline(settings: Settings, *, until_drained: bool, verify: bool, as_json: bool = False) -> dict[str, Any]:
-    """Submit the job, show its progress, and return its summary.
+    """Look first whether it can work; then as `submit`. Raises UsageError, SecretFileError, Halted, too."""
+    check_first(settings)
+    return submit(settings, until_drained=until_drained, verify=verify, as_json=as_json)
 
-    Raises UsageError, SecretFileError, Halted, DependencyDown, RuntimeFault.
-    """
+
+def submit(settings: Settings, *, until_drained: bool, verify: bool, as_json: bool = False) -> dict[str, Any]:
+    """Submit the job, show its progress, and return its summary. Raises DependencyDown, RuntimeFault."""
     from jobs import submission
 
-    check_first(settings)
     warm_kernel()
     with ProgressView(as_json=as_json) as view:
         return submission.sign(settings, until_drained=until_drained, verify=verify, progress=view.show)
@@ -146,7 +148,7 @@ def demo(
     before = asyncio.run(outcome_counts(settings))
     stock_mocked(settings, settings.sources[0], count, int(time.time()), DEMO_INVALID_SHARE)
     started_s = time.monotonic()
-    summary = run_pipeline(settings, until_drained=True, verify=True)
+    summary = submit(settings, until_drained=True, verify=True)
     seconds = time.monotonic() - started_s
     _raise_for(summary)
     _require_drained(summary)
@@ -164,11 +166,12 @@ def ensure_keys(settings: Settings) -> None:
 
 def _conclude(settings: Settings, before: dict[str, int], summary: dict[str, Any], seconds: float) -> None:
     from actors import cluster
+    from pipeline.stages.violation import DUPLICATES, LOSSES
 
     with progress("looking for gaps, repeats and missing rows"):
         report = asyncio.run(examine(settings))
     after = report.counts
-    kinds = [violation.kind.value for violation in report.violations]
+    kinds = [violation.kind for violation in report.violations]
     duplicates = sum(kind in DUPLICATES for kind in kinds)
     lost = sum(kind in LOSSES for kind in kinds)
     signed, rejected = after["signed"] - before["signed"], after["rejected"] - before["rejected"]
@@ -193,10 +196,6 @@ def _conclude(settings: Settings, before: dict[str, int], summary: dict[str, Any
     )
     if report.violations:
         raise ViolationFound(f"the verifier found {len(report.violations)} violation(s).", hint="Run: oncesign verify")
-
-
-DUPLICATES: Final = frozenset({"transaction_twice", "nonce_twice", "batch_twice"})
-LOSSES: Final = frozenset({"row_without_outcome", "nonce_gap", "batch_not_published"})
 
 
 def _tell(summary: dict[str, Any]) -> None:

@@ -171,16 +171,13 @@ class GroupOffsets:
         return len(described.partitions)
 
     def _result(self, ask: Callable[[], Any]) -> Any:
-        """The answer; asked again while a coordinator is on its way. None for a group that does not exist."""
+        """The answer; asked again while a coordinator is on its way. Raises BusUnavailable."""
         deadline_s = time.monotonic() + ANSWER_TIMEOUT_S
         while True:
             try:
                 return ask().result(ASK_TIMEOUT_S * 2)
             except KafkaException as error:
-                code = error.args[0].code()
-                if code == KafkaError.GROUP_ID_NOT_FOUND:
-                    return None
-                if code not in PASSING or time.monotonic() > deadline_s:
+                if error.args[0].code() not in PASSING or time.monotonic() > deadline_s:
                     raise unavailable(self._settings, error) from error
             except TimeoutError as error:
                 if time.monotonic() > deadline_s:

@@ -57,6 +57,13 @@ IN_INDEX_ORDER: Final = "SELECT set_config('enable_sort', 'off', false), set_con
 BETWEEN: Final = "AND (row.created_xid, row.id) <= ('{to_xid}'::xid8, '{to_id}'::bigint) " + ORDER
 
 
+def driver() -> Any:
+    """ADBC's module. It loads pandas, a third of a second that processes without a source should not spend."""
+    from adbc_driver_postgresql import dbapi  # noqa: PLC0415
+
+    return dbapi
+
+
 def select(table: str, where: str) -> str:
     """The query for rows of a quoted table."""
     return COLUMNS_OF.format(table=table, data_max=DATA_MAX_BYTES + 1, list_max=LIST_MAX_BYTES) + where
@@ -166,10 +173,7 @@ class PostgresSource:
     def _connection(self) -> Any:
         """One connection per thread, made again after an error."""
         if getattr(self._local, "connection", None) is None:
-            # It loads pandas: a third of a second that actors without a source should not spend.
-            from adbc_driver_postgresql import dbapi  # noqa: PLC0415
-
-            connection = dbapi.connect(uri(self._settings), autocommit=True)
+            connection = driver().connect(uri(self._settings), autocommit=True)
             self._open.append(connection)
             self._local.connection = connection
             with connection.cursor() as cursor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from pipeline.stream import Stream
 
@@ -28,6 +29,12 @@ class ViolationKind(StrEnum):
     BATCH_NOT_PUBLISHED = "batch_not_published"
     FILLER_MISMATCH = "filler_mismatch"  #: rows that failed to sign and nonces that were filled are not the same number
     RECORDS_GONE = "records_gone"  #: Kafka no longer has records that were not looked at
+
+
+DUPLICATES: Final = frozenset({ViolationKind.TRANSACTION_TWICE, ViolationKind.NONCE_TWICE, ViolationKind.BATCH_TWICE})
+LOSSES: Final = frozenset(
+    {ViolationKind.ROW_WITHOUT_OUTCOME, ViolationKind.NONCE_GAP, ViolationKind.BATCH_NOT_PUBLISHED}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from pydantic import SecretStr
 
 from actors import composition
+from jobs.recovery import let_go_on
 from pipeline.adapters.batch_log import KafkaBatchLog
 from pipeline.adapters.etcd import EtcdStore
 from pipeline.adapters.kafka import Topics, consumer_group
@@ -19,14 +20,14 @@ from pipeline.adapters.migrations import migrate
 from pipeline.adapters.offsets import Committed, GroupOffsets
 from pipeline.assignment.paths import Paths
 from pipeline.custody.sealing import Kek
-from pipeline.errors import DeploymentHalted, SecretFileError, SettingError, StreamHalted
+from pipeline.errors import DeploymentHalted, SecretFileError, SettingError, StreamHalted, UsageError
 from pipeline.local.stack import Stack
 from pipeline.ports import KeyValue, SignedBatch, SignJob, Txn
 from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, ReaderSettings, Settings, SourceSettings
 from pipeline.stages.violation import ViolationKind
 from pipeline.stream import Stream
 from tests.command_line import Ended, Oncesign, environment, in_process
-from tests.pipeline_run import Run, running, stock
+from tests.pipeline_run import Manager, Run, running, stock
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -229,6 +230,34 @@ async def all_lent_and_released(run: Run, nonces: int) -> None:
         assert asyncio.get_running_loop().time() < deadline, (run.consumer.count, run.sweeper.count)
         await asyncio.sleep(0.1)
     assert sum(key.next_nonce for key in await run.manager.list_keys()) == nonces
+
+
+async def test_a_published_batch_that_was_not_released_is_not_published_again(
+    settings: Settings, kek: Kek, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its topic is read again from the start while the batch still has its assignment."""
+
+    async def forget(*_: object) -> None:
+        """The releases of a consumer that dies right after its commits."""
+
+    stock(settings, ROWS)
+    with monkeypatch.context() as patch:
+        patch.setattr(Manager, "release", forget)
+        async with running(settings, kek) as run:
+            deadline = asyncio.get_running_loop().time() + WAIT_S
+            while not run.consumer.count.batches:
+                assert asyncio.get_running_loop().time() < deadline
+                await asyncio.sleep(0.05)
+            assert await run.manager.list_assignments()
+            with pytest.raises(UsageError, match="a pipeline runs"):
+                await let_go_on(settings, Stream("payouts", 0), from_start=True)
+    for shard in range(SHARDS):
+        await let_go_on(settings, Stream("payouts", shard), from_start=True)
+    async with running(settings, kek) as run:
+        await all_lent_and_released(run, ROWS)
+        assert run.consumer.count.skipped > 0
+        assert run.sweeper.count.signed_again == 0
+    assert await violations(settings) == set()
 
 
 async def test_a_deleted_topic_of_signed_batches_is_never_made_anew(
