@@ -29,6 +29,7 @@ from pipeline.stock.row import copy_rows
 
 COMMIT_EVERY_S: Final = 0.01
 JOIN_S: Final = 10.0
+LOOK_S: Final = 0.1
 SEED: Final = 1
 WARM_UP_SHARE: Final = 0.2
 """The first rows, in which caches fill and the broker's code is compiled, are signed but not counted."""
@@ -128,16 +129,15 @@ def _watch(settings: Settings, race: Race) -> None:
             "enable.auto.commit": False,
             "isolation.level": "read_committed",
             "auto.offset.reset": "latest",
-            "fetch.wait.max.ms": 10,
         }
     )
     partitions = [TopicPartition(topic, p) for p in range(settings.kafka.signed_partitions)]
     ends = [consumer.get_watermark_offsets(tp, timeout=10)[1] for tp in partitions]
     consumer.assign([TopicPartition(topic, tp.partition, end) for tp, end in zip(partitions, ends, strict=True)])
     while not race.stop.is_set():
-        for message in consumer.consume(64, 0.05):
-            now_s = time.time()
-            if message.error() is None:
-                ids = SignedRecord.decode(message.value() or b"").rows.column("tx_id").to_pylist()
-                race.seen_s.update((tx_id, now_s) for tx_id in ids if tx_id is not None and tx_id not in race.seen_s)
+        message = consumer.poll(LOOK_S)
+        now_s = time.time()
+        if message is not None and message.error() is None:
+            ids = SignedRecord.decode(message.value() or b"").rows.column("tx_id").to_pylist()
+            race.seen_s.update((tx_id, now_s) for tx_id in ids if tx_id is not None and tx_id not in race.seen_s)
     consumer.close()

@@ -2,12 +2,15 @@
 
 CPU seconds are those that the operating system counted for every process of the stack between two moments: when the
 rows are committed, all at once, to a pipeline that is up and idle, and when the last of them is signed.
-`signing_cpu_share` is raw_us times the rows signed over all of them; raw_us is measured in the same run.
+`signing_cpu_share` is raw_us times the rows signed over all of them. raw_us is the median of short probes of bare
+libsecp256k1 between the same two moments: a processor whose other half or cache is busy signs slower, so a figure from
+an idle machine would be of another machine. The probes' own CPU time is in no group.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import threading
 import time
 from dataclasses import dataclass, field
@@ -19,7 +22,7 @@ import psycopg
 
 from actors import cluster
 from jobs import submission
-from jobs.bench_kernel import contest, mixed_rows
+from jobs.bench_kernel import raw_signatures
 from jobs.signing import ensure_keys, warm_kernel
 from pipeline.adapters import migrations
 from pipeline.adapters.postgres import connection_string
@@ -31,8 +34,7 @@ from pipeline.stock.mix import Mix
 from pipeline.stock.row import COPY_ROWS, copy_rows
 
 MIB: Final = 1024**2
-RAW_ROUNDS: Final = 15
-RAW_COUNT: Final = 1_000
+PROBE_SIGNATURES: Final = 500
 SAMPLE_EVERY_S: Final = 0.5
 SEED: Final = 1
 ACTORS: Final = {
@@ -44,6 +46,8 @@ ACTORS: Final = {
 }
 """Actor names' beginnings → groups; everything else of Ray is `ray`."""
 
+TOO_SHORT: Final = RuntimeFault("the run was too short to measure.", hint="Give a larger --count.")
+
 
 @dataclass(slots=True)
 class Meter:
@@ -53,6 +57,7 @@ class Meter:
     pids: dict[str, int] = field(default_factory=dict)
     samples: list[tuple[float, dict[tuple[str, int], float]]] = field(default_factory=list)
     peak_mib: dict[str, float] = field(default_factory=dict)
+    raw_us: list[tuple[float, float]] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
@@ -60,6 +65,22 @@ class Meter:
         while not self.ended.is_set():
             self.samples.append((time.time(), self._read()))
             self.ended.wait(SAMPLE_EVERY_S)
+
+    def probe(self) -> None:
+        """Until `ended`: what one bare signature costs while all else goes on."""
+        sign = raw_signatures(PROBE_SIGNATURES)
+        sign()
+        while not self.ended.wait(SAMPLE_EVERY_S):
+            begun_s = time.thread_time()
+            sign()
+            self.raw_us.append((time.time(), (time.thread_time() - begun_s) * 1e6 / PROBE_SIGNATURES))
+
+    def signature_us(self, until_s: float) -> float:
+        """The median of the probes up to `until_s`. Raises RuntimeFault when there is none."""
+        probes = [raw_us for at_s, raw_us in self.raw_us if at_s <= until_s]
+        if not probes:
+            raise TOO_SHORT
+        return statistics.median(probes)
 
     def cpu_seconds(self, until_s: float) -> dict[str, float]:
         """Per group, from the first sample to the first one after `until_s`."""
@@ -130,7 +151,8 @@ def bench(settings: Settings, count: int, *, verify: bool) -> dict[str, Any]:
         def follow(fields: dict[str, Any]) -> None:
             meter.pids |= fields["pids"]
             if fields["ready"] and not begun:
-                threading.Thread(target=meter.run, daemon=True).start()
+                for task in (meter.run, meter.probe):
+                    threading.Thread(target=task, daemon=True).start()
                 connection.commit()
                 begun.append(time.time())
 
@@ -139,7 +161,7 @@ def bench(settings: Settings, count: int, *, verify: bool) -> dict[str, Any]:
     meter.ended.set()
     submission.check(summary)
     if not begun or not summary.get("last_signed_s"):
-        raise RuntimeFault("the run was too short to measure.", hint="Give a larger --count.")
+        raise TOO_SHORT
     return _report(meter, summary, begun[0], begun[0] - started_s)
 
 
@@ -147,7 +169,7 @@ def _report(meter: Meter, summary: dict[str, Any], begun_s: float, start_up_s: f
     seconds = summary["last_signed_s"] - begun_s
     cpu = meter.cpu_seconds(summary["last_signed_s"])
     total = sum(cpu.values())
-    raw = contest(mixed_rows(RAW_COUNT)).measure(RAW_ROUNDS)["raw_us"]
+    raw = meter.signature_us(summary["last_signed_s"])
     rows = summary["signed"] + summary["rejected"]
     return {
         "count": rows,
