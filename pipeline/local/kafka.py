@@ -125,6 +125,8 @@ class KafkaBroker:
             "log.cleaner.threads": 1,
             "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
             "log.segment.bytes": 256 * 1024 * 1024,
+            # Enough for a segment; of 10 MiB, the default, the kernel zeroes a good part at the first record.
+            "log.index.size.max.bytes": 1024 * 1024,
         }
 
     def _java(self) -> list[str]:
