@@ -63,10 +63,10 @@ class BatchReaderActor:
             }
         )
 
-    async def remaining(self) -> int:
-        """Committed rows that no batch holds yet, those included that must wait for older transactions."""
+    async def rows_wait(self) -> bool:
+        """Whether there is a committed row that no batch holds yet, even one that must wait for older transactions."""
         halted = {Stream.parse(text) for text in self._halted}
-        return sum([await reader.remaining() for reader in self._readers if reader.stream not in halted])
+        return any([await reader.rows_wait() for reader in self._readers if reader.stream not in halted])
 
     async def drain(self) -> None:
         """Finish the batch at hand."""

@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline.assignment.records import Assignment, StreamRecord
 from pipeline.errors import OncesignError, RuntimeFault
-from pipeline.ports import AssignReply, AssignRequest, SignedBatch, SignJob
+from pipeline.ports import Assigned, AssignReply, AssignRequest, SignedBatch
 from pipeline.stream import Stream
 
 ANSWER_MARGIN_S: Final = 10.0
@@ -87,13 +87,13 @@ class SignerPool:
         """Batches that the pool works on at once."""
         return len(self._actors) * self._bound
 
-    async def sign(self, job: SignJob) -> SignedBatch:
+    async def sign(self, batch: bytes, assigned: Assigned) -> SignedBatch:
         """See ports.Signers. A dead signer answers RuntimeFault; the caller signs again, perhaps elsewhere."""
         async with self._room:
             chosen = min(range(len(self._actors)), key=self._busy.__getitem__)
             self._busy[chosen] += 1
             try:
-                reference = self._actors[chosen].sign.remote(job)
+                reference = self._actors[chosen].sign.remote(batch, assigned)
                 signed: SignedBatch = await ask(reference, SIGN_TIMEOUT_S, f"signer {chosen}")
                 return signed
             finally:

@@ -33,6 +33,10 @@ LOOK_S: Final = 0.2
 SOCKET_PATH_MAX: Final = 40
 """Ray adds about 65 characters to its temporary directory for its sockets, and a socket's path ends at 107."""
 
+INLINE_BYTES_MAX: Final = 5 * 1024**2
+"""Arguments and results up to this size, more than any batch has, travel in the call itself: half the CPU time of a way
+through the object store."""
+
 OBJECT_STORE_BYTES: Final = 512 * 1024**2
 STOPPED: Final = "Nothing is lost: after `oncesign up` the next `oncesign sign` goes on where this one ended."
 STOP_WAIT_S: Final = 30
@@ -62,6 +66,7 @@ def environment(token_file: str) -> dict[str, str]:
         "RAY_DEDUP_LOGS": "0",
         "PYTHONFAULTHANDLER": "1",  # a crash leaves its stack, without locals, in the worker's log
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_max_direct_call_object_size": str(INLINE_BYTES_MAX),
     }
 
 

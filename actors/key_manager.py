@@ -41,10 +41,12 @@ class KeyManagerActor:
     def __repr__(self) -> str:
         return NAME
 
+    @ray.method(enable_task_events=False)  # dozens a second
     async def assign(self, requests: Sequence[AssignRequest], deadline_s: float) -> Sequence[AssignReply]:
         """See ports.Assigner."""
         return await (await self._started()).assign(requests, deadline_s)
 
+    @ray.method(enable_task_events=False)
     async def release(self, batches: Sequence[tuple[Stream, int]], worker: str) -> None:
         """See ports.Assigner."""
         await (await self._started()).release(batches, worker)

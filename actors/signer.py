@@ -10,7 +10,7 @@ import ray
 
 from actors import composition
 from actors.host import StageState, StageStatus
-from pipeline.ports import SignedBatch, SignJob
+from pipeline.ports import Assigned, SignedBatch
 from pipeline.settings import Settings
 from pipeline.stages.signer import Signer
 
@@ -28,9 +28,10 @@ class SignerActor:
     def __repr__(self) -> str:
         return self._name
 
-    async def sign(self, job: SignJob) -> SignedBatch:
+    @ray.method(enable_task_events=False)  # dozens a second
+    async def sign(self, batch: bytes, assigned: Assigned) -> SignedBatch:
         """See stages.signer.Signer."""
-        return await (await self._started()).sign(job)
+        return await (await self._started()).sign(batch, assigned)
 
     async def status(self) -> StageStatus:
         """Start it if need be. Raises SecretFileError, DatabaseUnavailable."""

@@ -190,12 +190,12 @@ class SupervisorActor:
             self._seqs = seqs  # still reading: look closer when nothing came between two looks
             return False
         try:
-            return not await self._rows_left(readers) and not await self._batches_left()
+            return not await self._rows_wait(readers) and not await self._batches_left()
         except OncesignError:
             return False
 
-    async def _rows_left(self, readers: list[Member]) -> int:
-        return sum([await ask(r.actor.remaining.remote(), CALL_TIMEOUT_S, r.name) for r in readers])
+    async def _rows_wait(self, readers: list[Member]) -> bool:
+        return any([await ask(r.actor.rows_wait.remote(), CALL_TIMEOUT_S, r.name) for r in readers])
 
     async def _batches_left(self) -> int:
         halted = self._halted()

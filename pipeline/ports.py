@@ -270,8 +270,8 @@ class Source(Protocol):
         """All committed rows. Raises DatabaseUnavailable."""
         ...
 
-    async def remaining(self, shard: int, after: Cursor) -> int:
-        """Committed rows of a shard after a cursor, those included that must still wait for older transactions."""
+    async def any_after(self, shard: int, after: Cursor) -> bool:
+        """Whether a committed row follows a cursor, even one that must still wait for older transactions."""
         ...
 
     async def close(self) -> None: ...
@@ -409,14 +409,6 @@ class Assigner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class SignJob:
-    """A batch with its assignment, as it travels to a signer."""
-
-    batch: bytes
-    assigned: Assigned
-
-
-@dataclass(frozen=True, slots=True)
 class SignedBatch:
     """What a signer gives back: the value of the record for tx.signed, and the rejected rows as JSON."""
 
@@ -427,7 +419,7 @@ class SignedBatch:
 class Signers(Protocol):
     """The pool of signers."""
 
-    async def sign(self, job: SignJob) -> SignedBatch:
+    async def sign(self, batch: bytes, assigned: Assigned) -> SignedBatch:
         """Raises LedgerRefused, SigningRefused (halt the stream), DependencyDown or RuntimeFault (sign again)."""
         ...
 

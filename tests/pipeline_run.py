@@ -15,7 +15,7 @@ from pipeline.assignment.records import Assignment, StreamRecord
 from pipeline.clock import SystemClock
 from pipeline.custody.generation import address_of, new_secret
 from pipeline.custody.sealing import Kek
-from pipeline.ports import SignedBatch, SignJob
+from pipeline.ports import Assigned, SignedBatch
 from pipeline.settings import Settings
 from pipeline.stages.consumer import BatchConsumer, Worker
 from pipeline.stages.reader import BatchReader
@@ -47,8 +47,8 @@ class OneSigner:
     def slots(self) -> int:
         return SLOTS
 
-    async def sign(self, job: SignJob) -> SignedBatch:
-        return await self._signer.sign(job)
+    async def sign(self, batch: bytes, assigned: Assigned) -> SignedBatch:
+        return await self._signer.sign(batch, assigned)
 
 
 @dataclass

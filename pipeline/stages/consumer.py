@@ -43,7 +43,6 @@ from pipeline.ports import (
     Refused,
     RoundWriter,
     Signers,
-    SignJob,
 )
 from pipeline.settings import PoolSettings
 from pipeline.stages.admission import Admission
@@ -63,8 +62,11 @@ ASSIGN_AHEAD: Final = 4
 ASSIGN_GROUP_MIN: Final = 3
 """While more batches wait than may be asked for, keys are asked for this many at once: one etcd transaction for all."""
 
-ROUND_LINGER_S: Final = 0.02
-"""While other batches are being signed, a signed one waits this long for them: one Kafka transaction for all."""
+ROUND_LINGER_SHARE: Final = 0.5
+"""While other batches are being signed, a signed one waits for them: one Kafka transaction for all. It waits this share
+of the time that a signature took, so that small batches are not held up."""
+
+ROUND_LINGER_MAX_S: Final = 0.1
 
 ENDS_REFRESH_S: Final = 5.0
 RELEASE_WAITING_MAX: Final = 4096
@@ -142,6 +144,7 @@ class BatchConsumer:
         self._committing = asyncio.Lock()
         self._changed = asyncio.Event()
         self._signing: set[asyncio.Task[None]] = set()
+        self._signing_s = 0.0  #: that the last batch took
         self._published: list[tuple[Stream, int]] = []
         self._signed_from: tuple[int, ...] = ()
         self._ends_at_s = 0.0
@@ -324,9 +327,10 @@ class BatchConsumer:
 
     async def _signed(self, work: Work, assigned: Assigned, epoch: int) -> None:
         backoff = Backoff(self._clock)
+        begun_s = self._clock.monotonic_s()
         while True:
             try:
-                signed = await self._signers.sign(SignJob(work.message.value, assigned))
+                signed = await self._signers.sign(work.message.value, assigned)
                 break
             except (LedgerRefused, SigningRefused) as error:
                 if epoch == self._epoch:
@@ -336,6 +340,7 @@ class BatchConsumer:
                 log.warning("batch %s %s: failed, signed again: %s", work.request.stream, work.request.seq, error)
                 await backoff.pause(error)
         if epoch == self._epoch:
+            self._signing_s = self._clock.monotonic_s() - begun_s
             work.signed = signed
             work.state = State.DONE
             self._changed.set()
@@ -348,7 +353,7 @@ class BatchConsumer:
                 await self._wait_for_change()
                 continue
             if self._queues.in_state(State.SIGNING):
-                await self._clock.sleep(ROUND_LINGER_S)
+                await self._clock.sleep(min(self._signing_s * ROUND_LINGER_SHARE, ROUND_LINGER_MAX_S))
             async with self._committing:
                 done = self._queues.next_round(self._settings.round_bytes_max)
                 if done is not None and not self._broken:

@@ -76,9 +76,9 @@ class BatchReader:
         self._consumed = 0
         self.count = ReaderCount()
 
-    async def remaining(self) -> int:
-        """Committed rows that no batch holds yet. Raises DatabaseUnavailable."""
-        return await self._source.remaining(self.stream.shard, self.count.cursor)
+    async def rows_wait(self) -> bool:
+        """Whether there is a committed row that no batch holds yet. Raises DatabaseUnavailable."""
+        return await self._source.any_after(self.stream.shard, self.count.cursor)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Raises StreamHalted, ProducerFenced, and DependencyDown after bounded retries."""

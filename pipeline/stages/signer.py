@@ -30,7 +30,7 @@ from pipeline.ethereum.reasons import Reason
 from pipeline.ethereum.rejected import Rejection
 from pipeline.ethereum.signed import SignedHeader, SignedRecord
 from pipeline.ethereum.validity import RULES_VERSION, explain, judge
-from pipeline.ports import Assigned, Clock, Ledger, LedgerEntry, SignedBatch, SignJob
+from pipeline.ports import Assigned, Clock, Ledger, LedgerEntry, SignedBatch
 from pipeline.settings import SigningSettings
 
 
@@ -85,16 +85,16 @@ class Signer:
         self._keys = KeyCache()
         self.count = SignerCount()
 
-    async def sign(self, job: SignJob) -> SignedBatch:
+    async def sign(self, value: bytes, assigned: Assigned) -> SignedBatch:
         """Raises SigningRefused, LedgerRefused, SecretFileError, DatabaseUnavailable."""
-        assignment = job.assigned.assignment
-        batch = Batch.decode(job.batch)
+        assignment = assigned.assignment
+        batch = Batch.decode(value)
         reasons = judge(batch)
         check_job(batch, assignment, int(np.count_nonzero(reasons == 0)))
         await self._ledger.record(entry_of(assignment, self._worker))
         signed = SignedColumns.empty()
         if assignment.count:
-            signed = await self._signed(batch, reasons == 0, job.assigned)
+            signed = await self._signed(batch, reasons == 0, assigned)
         reasons = _with_failures(reasons, signed)
         record = SignedRecord.build(header_of(assignment, self._worker), signed)
         self.count.batches += 1

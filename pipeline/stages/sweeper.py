@@ -19,7 +19,7 @@ from pipeline.assignment.records import NOWHERE, Assignment
 from pipeline.errors import DeploymentHalted, MalformedBatch, OncesignError, ProducerFenced
 from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
 from pipeline.ethereum.signed import header_of
-from pipeline.ports import Assigned, Assigner, AssignRequest, BatchLog, Clock, RoundWriter, Signers, SignJob, Source
+from pipeline.ports import Assigned, Assigner, AssignRequest, BatchLog, Clock, RoundWriter, Signers, Source
 from pipeline.stages.consumer import Outlets, Worker
 from pipeline.stages.publication import partition_of, records_of
 from pipeline.stream import Stream
@@ -193,7 +193,7 @@ class Sweeper:
         [reply] = await self._ports.desk.assign([self._request(assignment)], ASSIGN_DEADLINE_S)
         if not isinstance(reply, Assigned):
             return
-        signed = await self._ports.signers.sign(SignJob(batch, reply))
+        signed = await self._ports.signers.sign(batch, reply)
         outlets = self._outlets
         records = records_of(reply.assignment, signed, outlets.signed, outlets.rejected, outlets.signed_partitions)
         log.warning("batch %s %s: lost by Kafka, signed again", assignment.stream, assignment.seq)

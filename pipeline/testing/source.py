@@ -129,10 +129,10 @@ class TwinSource:
         await self._connect()
         return len(self.rows)
 
-    async def remaining(self, shard: int, after: Cursor) -> int:
+    async def any_after(self, shard: int, after: Cursor) -> bool:
         """See ports.Source."""
         await self._connect()
-        return len(self._found(lambda cursor: cursor.id % self.shards == shard and cursor > after))
+        return bool(self._found(lambda cursor: cursor.id % self.shards == shard and cursor > after))
 
     async def close(self) -> None:
         """Nothing is held open."""

@@ -114,7 +114,7 @@ async def test_an_empty_source_has_no_rows(place: Place) -> None:
     assert table.num_rows == 0
     assert table.schema.names == ["created_xid", "id", *COLUMNS.names]
     assert await place.source.count() == 0
-    assert await place.source.remaining(0, START) == 0
+    assert not await place.source.any_after(0, START)
     assert (await place.source.rows_of([1, 2])).num_rows == 0
 
 
@@ -155,7 +155,7 @@ async def test_a_row_that_commits_late_is_not_lost(place: Place) -> None:
     assert second % SHARDS == shard
     late.commit()
     assert ids(await place.source.rows_after(shard, START, 10)) == []  # `early` could still commit before it
-    assert await place.source.remaining(shard, START) == 1
+    assert await place.source.any_after(shard, START)
     early.commit()
     assert ids(await place.source.rows_after(shard, START, 10)) == [first, second]
 
@@ -243,11 +243,11 @@ async def test_rows_can_be_looked_up_by_id(place: Place) -> None:
     assert sorted(ids(await place.source.rows_of([inserted[3], inserted[11], 999]))) == [inserted[3], inserted[11]]
 
 
-async def test_remaining_counts_what_follows_a_cursor(place: Place) -> None:
+async def test_whether_any_row_follows_a_cursor(place: Place) -> None:
     place.insert(*[ROW] * 40)
-    table = await place.source.rows_after(2, START, 3)
-    assert await place.source.remaining(2, START) == 5
-    assert await place.source.remaining(2, last(table)) == 2
+    assert await place.source.any_after(2, START)
+    assert await place.source.any_after(2, last(await place.source.rows_after(2, START, 4)))
+    assert not await place.source.any_after(2, last(await place.source.rows_after(2, START, 5)))
 
 
 async def test_the_system_is_known_and_does_not_change(place: Place) -> None:

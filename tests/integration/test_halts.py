@@ -22,7 +22,7 @@ from pipeline.assignment.paths import Paths
 from pipeline.custody.sealing import Kek
 from pipeline.errors import DeploymentHalted, SecretFileError, SettingError, StreamHalted, UsageError
 from pipeline.local.stack import Stack
-from pipeline.ports import KeyValue, SignedBatch, SignJob, Txn
+from pipeline.ports import Assigned, KeyValue, SignedBatch, Txn
 from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, ReaderSettings, Settings, SourceSettings
 from pipeline.stages.violation import ViolationKind
 from pipeline.stream import Stream
@@ -198,7 +198,7 @@ async def cut_off(settings: Settings, kek: Kek, monkeypatch: pytest.MonkeyPatch)
         return {(a.stream, a.seq) for a in left}
 
 
-async def _never(_job: SignJob) -> SignedBatch:
+async def _never(_batch: bytes, _assigned: Assigned) -> SignedBatch:
     await asyncio.Event().wait()
     raise AssertionError
 

@@ -22,7 +22,7 @@ from pipeline.ethereum import kernel
 from pipeline.ethereum.batch import Batch
 from pipeline.ethereum.kernel import SignedColumns
 from pipeline.ethereum.signed import SignedRecord
-from pipeline.ports import AssignReply, AssignRequest, Message, SignedBatch, SignJob
+from pipeline.ports import Assigned, AssignReply, AssignRequest, Message, SignedBatch
 from pipeline.settings import PoolSettings, ReaderSettings, Settings, SigningSettings
 from pipeline.stages.admission import Admission
 from pipeline.stages.consumer import BatchConsumer, ConsumerPorts, Outlets, Worker
@@ -75,7 +75,7 @@ class Pool:
         self.made: dict[tuple[Stream, int], list[bytes]] = defaultdict(list)
         self.failures: list[OncesignError] = []
 
-    async def sign(self, job: SignJob) -> SignedBatch:
+    async def sign(self, batch: bytes, assigned: Assigned) -> SignedBatch:
         self.waiting += 1
         try:
             await self.gate.wait()
@@ -83,8 +83,8 @@ class Pool:
             self.waiting -= 1
         if self.failures:
             raise self.failures.pop(0)
-        signed = await self._signer.sign(job)
-        a = job.assigned.assignment
+        signed = await self._signer.sign(batch, assigned)
+        a = assigned.assignment
         self.made[a.stream, a.seq].append(signed.record)
         return signed
 
