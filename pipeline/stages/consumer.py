@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,7 +26,6 @@ from pipeline.errors import (
     LedgerRefused,
     MalformedBatch,
     NotLeader,
-    OncesignError,
     RoundAborted,
     RuntimeFault,
     SigningRefused,
@@ -47,7 +46,9 @@ from pipeline.ports import (
 from pipeline.settings import PoolSettings
 from pipeline.stages.admission import Admission
 from pipeline.stages.backoff import Backoff
+from pipeline.stages.loops import cancel, first_end
 from pipeline.stages.publication import records_of
+from pipeline.stages.release import Releases
 from pipeline.stages.work import Partition, Queues, Round, State, Work
 from pipeline.stream import Stream
 
@@ -69,9 +70,6 @@ of the time that a signature took, so that small batches are not held up."""
 ROUND_LINGER_MAX_S: Final = 0.1
 
 ENDS_REFRESH_S: Final = 5.0
-RELEASE_WAITING_MAX: Final = 4096
-"""Beyond this, published batches are left to the sweeper to release."""
-
 DRAIN_S: Final = 20.0
 DRAIN_LOOK_S: Final = 0.05
 WAKE_S: Final = 0.5
@@ -131,6 +129,7 @@ class BatchConsumer:
         self._subscription = ports.subscription
         self._writer = ports.writer
         self._assigner = ports.assigner
+        self._releases = Releases(ports.assigner, worker.name)
         self._signers = ports.signers
         self._log = ports.log
         self._clock = ports.clock
@@ -145,7 +144,6 @@ class BatchConsumer:
         self._changed = asyncio.Event()
         self._signing: set[asyncio.Task[None]] = set()
         self._signing_s = 0.0  #: that the last batch took
-        self._published: list[tuple[Stream, int]] = []
         self._signed_from: tuple[int, ...] = ()
         self._ends_at_s = 0.0
         self._failure: Exception | None = None
@@ -167,13 +165,13 @@ class BatchConsumer:
             asyncio.create_task(self._poll(stop), name="poll"),
             asyncio.create_task(self._assign(stop), name="assign"),
             asyncio.create_task(self._commit(), name="commit"),
-            asyncio.create_task(self._release(), name="release"),
+            asyncio.create_task(self._releases.run(), name="release"),
         ]
         try:
-            await _first_end(loops, stop)
+            await first_end(loops, stop)
             await self._drain(loops)
         finally:
-            await _cancel([*loops, *self._signing])
+            await cancel([*loops, *self._signing])
 
     # ── poll ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -218,7 +216,7 @@ class BatchConsumer:
     async def _reset(self) -> None:
         """Throw away what is not committed; settle what the writer left; go back to the committed offsets."""
         self._epoch += 1
-        await _cancel(self._signing)
+        await cancel(self._signing)
         self._signing.clear()
         self._queues.clear()
         while self._unwritten:
@@ -345,7 +343,7 @@ class BatchConsumer:
             work.state = State.DONE
             self._changed.set()
 
-    # ── commit and release ───────────────────────────────────────────────────────────────────────────────────────────
+    # ── commit ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _commit(self) -> None:
         while True:
@@ -371,7 +369,7 @@ class BatchConsumer:
         self._queues.remove(done)
         self._tally(done)
         if certain:
-            self._to_release(done)
+            self._releases.add((w.request.stream, w.request.seq) for w in done.works if w.assignment is not None)
         else:
             # It committed, but slower than socket.timeout.ms: the sweeper releases it after reading it back.
             self._broken = True
@@ -393,29 +391,13 @@ class BatchConsumer:
             self.count.signed += work.assignment.count
             self.count.rejected += work.assignment.rows - work.assignment.count
 
-    def _to_release(self, done: Round) -> None:
-        room = RELEASE_WAITING_MAX - len(self._published)
-        self._published += [(w.request.stream, w.request.seq) for w in done.works if w.assignment is not None][:room]
-
-    async def _release(self) -> None:
-        while True:
-            batches, self._published = self._published, []
-            if not batches:
-                await self._wait_for_change()
-                continue
-            try:
-                await self._assigner.release(batches, self._worker.name)
-            except OncesignError as error:
-                # The sweeper finds these assignments published and releases them.
-                log.warning("consumer %s: release failed, left to the sweeper: %s", self._worker.name, error)
-
     # ── ending ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _drain(self, loops: list[asyncio.Task[None]]) -> None:
         """Commit what has a key; polling goes on so that the group keeps us."""
         deadline_s = self._clock.monotonic_s() + DRAIN_S
         while self._clock.monotonic_s() < deadline_s:
-            busy = self._queues.in_state(State.ASKED, State.SIGNING, State.DONE) or self._published
+            busy = self._queues.in_state(State.ASKED, State.SIGNING, State.DONE) or self._releases
             if not busy or any(loop.done() for loop in loops if loop.get_name() != "assign"):
                 return
             await self._clock.sleep(DRAIN_LOOK_S)
@@ -424,22 +406,3 @@ class BatchConsumer:
         self._changed.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), WAKE_S)
-
-
-async def _first_end(loops: Iterable[asyncio.Task[None]], stop: asyncio.Event) -> None:
-    """Until told to stop, or until a loop failed; then its error is raised."""
-    stopping = asyncio.create_task(stop.wait(), name="stop")
-    try:
-        done, _ = await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        await _cancel([stopping])
-
-
-async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """End tasks and wait until they have ended; their errors have been dealt with elsewhere."""
-    ending = list(tasks)
-    for task in ending:
-        task.cancel()
-    await asyncio.gather(*ending, return_exceptions=True)

@@ -1,0 +1,26 @@
+"""Tasks of one stage that live and end together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+
+async def first_end(loops: Iterable[asyncio.Task[None]], stop: asyncio.Event) -> None:
+    """Until told to stop, or until a loop failed; then its error is raised."""
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        done, _ = await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        await cancel([stopping])
+
+
+async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """End tasks and wait until they have ended; their errors have been dealt with elsewhere."""
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)
