@@ -99,6 +99,8 @@ async def readers(
     settings: Settings, source: SourceSettings, shards: list[int], streams: Streams
 ) -> AsyncIterator[list[BatchReader]]:
     """A reader per shard."""
+    # A part-full batch costs as much as a full one: the streams of a process share its pace.
+    paced = settings.reader.model_copy(update={"linger_s": settings.reader.linger_s * len(shards)})
     async with AsyncExitStack() as stack:
         table = await _source(stack, settings, source)
         made = []
@@ -106,7 +108,7 @@ async def readers(
             stream = Stream(source.name, shard)
             writer = KafkaStreamWriter(settings.kafka, settings.deployment, stream, source.shards)
             stack.push_async_callback(writer.close)
-            made.append(BatchReader(stream, source.chain_id, table, writer, streams, CLOCK, settings.reader))
+            made.append(BatchReader(stream, source.chain_id, table, writer, streams, CLOCK, paced))
         yield made
 
 

@@ -30,7 +30,7 @@ from pipeline.errors import Halted, OncesignError, RuntimeFault, ViolationFound
 from pipeline.settings import Settings
 
 PROGRESS_EVERY_S: Final = 1.0
-LOOK_S: Final = 0.5
+LOOK_S: Final = 1.0
 COUNT_EVERY_S: Final = 10.0
 STATUS_TIMEOUT_S: Final = 60.0
 DRAIN_TIMEOUT_S: Final = 60.0

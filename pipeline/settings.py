@@ -111,7 +111,9 @@ class ReaderSettings(Section):
 
     batch_rows_max: int = Field(1_000, ge=1, le=10_000)
     batch_bytes_max: int = Field(1024 * 1024, ge=256 * 1024, description="of the rows' data and access lists")
-    linger_s: float = Field(0.1, ge=0, description="how long a batch that is not full waits for more rows")
+    linger_s: float = Field(
+        0.03, ge=0, description="least time between two part-full batches of a reader, over all its streams"
+    )
     poll_max_s: float = Field(0.25, gt=0, description="longest wait between two looks at an idle stream")
     lag_records_max: int = Field(64, ge=1, description="batches of a stream that may wait in Kafka")
 

@@ -65,9 +65,11 @@ ASSIGN_GROUP_MIN: Final = 3
 
 ROUND_LINGER_SHARE: Final = 0.5
 """While other batches are being signed, a signed one waits for them: one Kafka transaction for all. It waits this share
-of the time that a signature took, so that small batches are not held up."""
+of the time that signing a batch took, so that small batches are not held up."""
 
 ROUND_LINGER_MAX_S: Final = 0.1
+BACKLOG_LINGER_S: Final = 0.4
+"""When the batches that wait for a signer take longer than this, a signed one waits this long: nobody is held up."""
 
 ENDS_REFRESH_S: Final = 5.0
 DRAIN_S: Final = 20.0
@@ -144,6 +146,7 @@ class BatchConsumer:
         self._changed = asyncio.Event()
         self._signing: set[asyncio.Task[None]] = set()
         self._signing_s = 0.0  #: that the last batch took
+        self._full: frozenset[Partition] = frozenset()
         self._signed_from: tuple[int, ...] = ()
         self._ends_at_s = 0.0
         self._failure: Exception | None = None
@@ -233,7 +236,10 @@ class BatchConsumer:
             self._ends_at_s = now
 
     def _pausing(self) -> frozenset[Partition]:
-        return self._queues.full(self._settings.buffered_batches_max) | frozenset(self.halted)
+        # A pause throws away what the client has fetched ahead, so a full partition goes on when it is half empty.
+        bound = self._settings.buffered_batches_max
+        self._full = self._queues.full(bound) | (self._full & self._queues.full(bound // 2 + 1))
+        return self._full | frozenset(self.halted)
 
     def _forget_revoked(self) -> None:
         mine = self._subscription.assigned()
@@ -350,12 +356,20 @@ class BatchConsumer:
             if self._broken or self._queues.next_round(self._settings.round_bytes_max) is None:
                 await self._wait_for_change()
                 continue
-            if self._queues.in_state(State.SIGNING):
-                await self._clock.sleep(min(self._signing_s * ROUND_LINGER_SHARE, ROUND_LINGER_MAX_S))
+            await self._linger()
             async with self._committing:
                 done = self._queues.next_round(self._settings.round_bytes_max)
                 if done is not None and not self._broken:
                     await self._commit_round(done)
+
+    async def _linger(self) -> None:
+        if not self._queues.in_state(State.SIGNING):
+            return
+        backlog_s = self._queues.in_state(State.NEW) * self._signing_s / self._signers.slots()
+        if backlog_s > BACKLOG_LINGER_S and not self.count.waiting_for_key:
+            await self._clock.sleep(BACKLOG_LINGER_S)
+        else:
+            await self._clock.sleep(min(self._signing_s * ROUND_LINGER_SHARE, ROUND_LINGER_MAX_S))
 
     async def _commit_round(self, done: Round) -> None:
         records = [record for work in done.works for record in self._records(work)]
