@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -43,10 +44,15 @@ def pipeline(
 def latency(
     rate: Annotated[int, typer.Option(min=1, help="Rows committed per second.")] = 2_000,
     seconds: Annotated[int, typer.Option(min=1, max=600, help="For how long.")] = 20,
+    shards: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="Measure on servers of its own, with a source of so many shards."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Commit rows at a steady rate; from commit in Postgres to read-committed on tx.signed."""
-    from jobs.bench_latency import bench
+    from jobs.bench_latency import bench, own_stack
 
-    settings = resolve(load_settings())
-    emit_fields(asyncio.run(bench(settings, rate, seconds)), as_json=json)
+    settings = load_settings()
+    with own_stack(settings, shards) if shards else nullcontext(resolve(settings)) as stack:
+        emit_fields(asyncio.run(bench(stack, rate, seconds)), as_json=json)

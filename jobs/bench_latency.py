@@ -7,8 +7,12 @@ returned, its end the moment a read_committed consumer was handed the record tha
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,14 +20,19 @@ import numpy as np
 import psycopg
 from confluent_kafka import Consumer, TopicPartition
 
+from actors import cluster
 from jobs import submission
+from jobs.loading import load_settings
+from jobs.servers import bring_up
 from jobs.signing import ensure_keys, warm_kernel
 from pipeline.adapters import migrations
 from pipeline.adapters.kafka import Topics, client_config
 from pipeline.adapters.postgres import connection_string
-from pipeline.errors import RuntimeFault
+from pipeline.errors import RuntimeFault, UsageError
 from pipeline.ethereum.signed import SignedRecord
-from pipeline.settings import Settings
+from pipeline.local.resolve import embedded, resolve
+from pipeline.local.stack import SERVERS, Stack
+from pipeline.settings import ENV_PREFIX, Settings, SourceSettings
 from pipeline.stock.mix import Mix
 from pipeline.stock.row import copy_rows
 
@@ -50,6 +59,33 @@ class Race:
         ids = sorted(self.committed_s)
         counted = ids[int(len(ids) * WARM_UP_SHARE) :]
         return np.array([(self.seen_s[i] - self.committed_s[i]) * 1000 for i in counted if i in self.seen_s])
+
+
+@contextmanager
+def own_stack(settings: Settings, shards: int) -> Iterator[Settings]:
+    """Embedded servers for one source of so many shards, below the data directory; gone afterwards.
+
+    A deployment cannot forget a source again, so the user's own is left alone. Raises UsageError when the settings
+    name servers, and what jobs.servers.bring_up raises.
+    """
+    if len(embedded(settings)) < len(SERVERS):
+        raise UsageError("--shards needs the embedded servers, but the settings name others.")
+    data_dir = settings.data_dir.resolve() / "bench-latency"
+    source = SourceSettings(name="latency", table="latency", chain_id=settings.sources[0].chain_id, shards=shards)
+    # The job reads its settings from the environment.
+    os.environ |= {ENV_PREFIX + "DATA_DIR": str(data_dir), ENV_PREFIX + "SOURCES": f"[{source.model_dump_json()}]"}
+    own = load_settings()
+    try:
+        bring_up(own)
+        own = resolve(own)
+        migrations.migrate(own.postgres)
+        with psycopg.connect(connection_string(own.postgres)) as connection:
+            connection.execute("SELECT oncesign_create_source_v1(%s, %s)", [source.table, shards])
+        yield own
+    finally:
+        cluster.stop(data_dir)
+        Stack(data_dir).down()
+        shutil.rmtree(data_dir, ignore_errors=True)
 
 
 async def bench(settings: Settings, rate: int, seconds: int) -> dict[str, Any]:
@@ -86,6 +122,7 @@ async def bench(settings: Settings, rate: int, seconds: int) -> dict[str, Any]:
         "p99_ms": round(float(np.percentile(latencies, 99)), 1),
         "max_ms": round(float(latencies.max()), 1),
         "counted": len(latencies),
+        "shards": settings.sources[0].shards,
         "unseen": len(race.committed_s) - len(race.seen_s),
     }
 
