@@ -26,6 +26,7 @@ from pipeline.testing.batch_log import TwinBatchLog
 from pipeline.testing.batch_subscription import TwinBatchSubscription
 from pipeline.testing.broker import MESSAGE_MAX_BYTES, Broker
 from pipeline.testing.group import Committed, Generation
+from pipeline.testing.network import InstantNetwork
 from pipeline.testing.round_writer import TwinRoundWriter
 from pipeline.testing.stream_writer import TwinStreamWriter
 
@@ -84,7 +85,7 @@ class TwinBus:
     """In memory."""
 
     def __init__(self, deployment: str) -> None:
-        self.broker = Broker(HurriedClock())
+        self.broker = Broker(HurriedClock(), InstantNetwork())
         self.deployment = deployment
         self.batches, self.signed = "tx.batches.payouts", "tx.signed"
 
@@ -134,7 +135,7 @@ class TwinBus:
         del self.broker.groups[reader_group(self.deployment, Stream("payouts", shard))]
 
     async def close(self) -> None:
-        await self.broker.close()
+        """Nothing is held open."""
 
 
 class TwinTransaction:

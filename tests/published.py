@@ -27,6 +27,7 @@ from pipeline.stream import START, Cursor, Stream
 from pipeline.testing.batch_log import TwinBatchLog
 from pipeline.testing.broker import Broker
 from pipeline.testing.ledger import TwinLedger
+from pipeline.testing.network import InstantNetwork
 from pipeline.testing.outcomes import TwinOutcomes
 from pipeline.testing.source import TwinSource
 
@@ -42,7 +43,7 @@ class Publisher:
 
     source: TwinSource = field(default_factory=lambda: TwinSource(SOURCE.shards))
     ledger: TwinLedger = field(default_factory=TwinLedger)
-    broker: Broker = field(default_factory=lambda: Broker(SystemClock()))
+    broker: Broker = field(default_factory=lambda: Broker(SystemClock(), InstantNetwork()))
     next_nonce: dict[bytes, int] = field(default_factory=dict)
     seqs: dict[int, int] = field(default_factory=dict)
     cursors: dict[int, Cursor] = field(default_factory=dict)

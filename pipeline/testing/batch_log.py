@@ -8,7 +8,8 @@ from typing import Final
 from pipeline.errors import BusUnavailable
 from pipeline.ports import Message, Progress
 from pipeline.testing import offsets
-from pipeline.testing.broker import Broker, Request
+from pipeline.testing.broker import Broker
+from pipeline.testing.network import Request
 from pipeline.testing.refusal import Refused
 
 FETCH_MESSAGES_MAX: Final = 64

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.ports import Message
 from pipeline.testing import offsets
-from pipeline.testing.broker import Broker, Request
+from pipeline.testing.broker import Broker
 from pipeline.testing.group import Generation, TopicPartition
+from pipeline.testing.network import Request
 from pipeline.testing.refusal import Code, Refused
 
 NO_OFFSET = -1001

@@ -1,22 +1,17 @@
 """A Kafka broker in memory: topics, transactions and consumer groups, on a clock that a test owns.
 
-Every request of every client goes through `Broker.call`, on its own: a client that gives up, or is cancelled, does not
-take it back. The hook there is awaited before a request has its effect and before its answer leaves, so that it can
-lose either (raise Refused(NO_ANSWER)), delay either (sleep), or kill the client meanwhile:
-
-    client ── request ──▶ hook(BEFORE) ──▶ effect ──▶ hook(AFTER) ── answer ──▶ client
+Every request of every client goes through `Broker.call`, and so through a network that can lose or delay it.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
 from pipeline.ports import Clock, Message, Outgoing, Place
 from pipeline.testing.group import Committed, Generation, Group, TopicPartition
+from pipeline.testing.network import Network, Request, Unanswered
 from pipeline.testing.partition import PartitionLog
 from pipeline.testing.refusal import Code, Refused
 from pipeline.testing.transaction import Coordinated
@@ -30,73 +25,31 @@ REQUEST_TIMEOUT_S: Final = 15.0
 """After this long a client stops waiting for an answer."""
 
 
-class Moment(Enum):
-    """Where a request is."""
-
-    BEFORE = auto()
-    AFTER = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a hook is told: Kafka's own name of the request, and whose it is."""
-
-    name: str
-    client: str
-
-
-Hook: TypeAlias = Callable[[Request, Moment], Awaitable[None]]
-
-
 @dataclass(slots=True, eq=False)
 class Broker:
     """One broker, the coordinator of everything."""
 
     clock: Clock
-    hook: Hook | None = None
+    network: Network
     down: bool = False
     markers_held: bool = False  #: decided transactions stay open on their partitions until `write_markers`
     topics: dict[str, list[PartitionLog]] = field(default_factory=dict)
     bounds: dict[str, int] = field(default_factory=dict)  #: topic → max.message.bytes
     producers: dict[str, Coordinated] = field(default_factory=dict)  #: by transactional.id
     groups: dict[str, Group] = field(default_factory=dict)
-    under_way: set[asyncio.Task[object]] = field(default_factory=set)
 
     async def call(self, request: Request, effect: Callable[[], T], within_s: float = REQUEST_TIMEOUT_S) -> T:
         """Send a request and wait for its answer. Raises Refused, with NO_ANSWER also when it takes too long."""
-        task = asyncio.create_task(self._travel(request, effect), name=request.name)
-        self.under_way.add(task)
-        task.add_done_callback(self._arrived)
-        timer = asyncio.create_task(self.clock.sleep(within_s))
         try:
-            await asyncio.wait({task, timer}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            timer.cancel()
-        if not task.done():
-            raise Refused(Code.NO_ANSWER, f"{request.name} in {within_s:g} s")
-        return task.result()
+            return await self.network.call(request, lambda: self._serve(effect), within_s)
+        except Unanswered as error:
+            raise Refused(Code.NO_ANSWER, str(error)) from error
 
-    async def close(self) -> None:
-        """Drop the requests that are still under way."""
-        for task in self.under_way:
-            task.cancel()
-        await asyncio.gather(*self.under_way, return_exceptions=True)
-
-    async def _travel(self, request: Request, effect: Callable[[], T]) -> T:
-        if self.hook is not None:
-            await self.hook(request, Moment.BEFORE)
+    def _serve(self, effect: Callable[[], T]) -> T:
         if self.down:
             raise Refused(Code.NO_ANSWER, "connection refused")
         self.expire()
-        answer = effect()
-        if self.hook is not None:
-            await self.hook(request, Moment.AFTER)
-        return answer
-
-    def _arrived(self, task: asyncio.Task[object]) -> None:
-        self.under_way.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen, even if the client has given up
+        return effect()
 
     # ── topics ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

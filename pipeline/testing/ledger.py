@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pipeline.errors import DatabaseUnavailable, LedgerRefused
+from pipeline.errors import LedgerRefused
 from pipeline.ports import LedgerEntry
 from pipeline.stream import Stream
+from pipeline.testing.database import Database
 
 
 class TwinLedger:
     """Fulfils ports.Ledger."""
 
-    def __init__(self) -> None:
+    def __init__(self, database: Database | None = None) -> None:
+        self.database = database or Database()
         self.rows: dict[tuple[Stream, int], LedgerEntry] = {}
         self.next_nonces: dict[tuple[int, str], int] = {}
-        self.down = False
 
     async def record(self, entry: LedgerEntry) -> bool:
         """See ports.Ledger."""
-        await self._connect()
+        return await self.database.ask("record", lambda: self._record(entry))
+
+    def _record(self, entry: LedgerEntry) -> bool:
         known = self.rows.get((entry.stream, entry.seq))
         if known is not None:
             if replace(known, worker=entry.worker) == entry:
@@ -44,31 +46,25 @@ class TwinLedger:
 
     async def entry(self, stream: Stream, seq: int) -> LedgerEntry | None:
         """See ports.Ledger."""
-        await self._connect()
-        return self.rows.get((stream, seq))
+        return await self.database.ask("entry", lambda: self.rows.get((stream, seq)))
 
     async def heads(self) -> Mapping[Stream, int]:
         """See ports.Ledger."""
-        await self._connect()
-        heads: dict[Stream, int] = {}
-        for stream, seq in self.rows:
-            heads[stream] = max(seq, heads.get(stream, 0))
-        return heads
+        return await self.database.ask("heads", self._heads)
 
     async def watermarks(self) -> Mapping[tuple[int, str], int]:
         """See ports.Ledger."""
-        await self._connect()
-        return dict(self.next_nonces)
+        return await self.database.ask("watermarks", lambda: dict(self.next_nonces))
 
     async def signed(self) -> int:
         """See adapters.ledger.PostgresLedger."""
-        await self._connect()
-        return sum(entry.count for entry in self.rows.values())
+        return await self.database.ask("signed", lambda: sum(entry.count for entry in self.rows.values()))
 
     async def close(self) -> None:
         """Nothing is held open."""
 
-    async def _connect(self) -> None:
-        await asyncio.sleep(0)
-        if self.down:
-            raise DatabaseUnavailable("connection refused")
+    def _heads(self) -> dict[Stream, int]:
+        heads: dict[Stream, int] = {}
+        for stream, seq in self.rows:
+            heads[stream] = max(seq, heads.get(stream, 0))
+        return heads

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from pipeline.errors import BusUnavailable
-from pipeline.testing.broker import REQUEST_TIMEOUT_S, Broker, Request
+from pipeline.testing.broker import REQUEST_TIMEOUT_S, Broker
 from pipeline.testing.group import Committed, TopicPartition
+from pipeline.testing.network import Request
 from pipeline.testing.refusal import Code, Refused
 
 ASK_AGAIN_S: Final = 0.1

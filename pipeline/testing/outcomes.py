@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.errors import DatabaseUnavailable
 from pipeline.ethereum.reasons import Reason
 from pipeline.ports import LedgerEntry, Outcome
 from pipeline.settings import SourceSettings
 from pipeline.stages.inspection import Finding, Sighting
 from pipeline.stages.violation import Violation, ViolationKind
 from pipeline.stream import START, Cursor, Stream
+from pipeline.testing.database import Database
 from pipeline.testing.ledger import TwinLedger
 from pipeline.testing.source import TwinSource
 
@@ -24,7 +23,7 @@ class TwinOutcomes:
 
     sources: Mapping[str, TwinSource]
     ledger: TwinLedger
-    down: bool = False
+    database: Database = field(default_factory=Database)
     outcomes: dict[tuple[str, int], Outcome] = field(default_factory=dict)
     nonces: dict[tuple[int, str, int], Outcome] = field(default_factory=dict)
     sightings: dict[tuple[Stream, int], Sighting] = field(default_factory=dict)
@@ -33,12 +32,13 @@ class TwinOutcomes:
 
     async def positions(self) -> Mapping[tuple[str, int], int]:
         """See stages.verifier.Outcomes."""
-        await self._connect()
-        return dict(self.next_offsets)
+        return await self.database.ask("positions", lambda: dict(self.next_offsets))
 
     async def save(self, finding: Finding, topic: str, partition: int, next_offset: int) -> Sequence[Violation]:
         """See stages.verifier.Outcomes."""
-        await self._connect()
+        return await self.database.ask("save", lambda: self._save(finding, topic, partition, next_offset))
+
+    def _save(self, finding: Finding, topic: str, partition: int, next_offset: int) -> Sequence[Violation]:
         found = [twice for outcome in finding.outcomes if (twice := self._settle(outcome))]
         found += [twice for seen in finding.sightings if (twice := self._sight(seen))]
         self.violations |= dict.fromkeys([*finding.violations, *found])
@@ -49,7 +49,9 @@ class TwinOutcomes:
         self, source: SourceSettings, limit: int, heads: Mapping[Stream, int] | None = None
     ) -> Sequence[Violation]:
         """See stages.verifier.Outcomes."""
-        await self._connect()
+        return await self.database.ask("reconcile", lambda: self._reconcile(source, limit, heads))
+
+    def _reconcile(self, source: SourceSettings, limit: int, heads: Mapping[Stream, int] | None) -> Sequence[Violation]:
         due = {at: entry for at, entry in self.ledger.rows.items() if heads is None or entry.seq <= heads.get(at[0], 0)}
         kinds: tuple[Iterator[Violation], ...] = (
             self._rows_without_outcome(source.name, running=heads is not None),
@@ -62,7 +64,9 @@ class TwinOutcomes:
 
     async def counts(self) -> Mapping[str, int]:
         """See stages.verifier.Outcomes."""
-        await self._connect()
+        return await self.database.ask("counts", self._counts)
+
+    def _counts(self) -> Mapping[str, int]:
         by_status = Counter(outcome.status for outcome in self.outcomes.values())
         return {"signed": 0, "rejected": 0} | by_status | {"violations": len(self.violations)}
 
@@ -146,8 +150,3 @@ class TwinOutcomes:
             if rows != nonces:
                 detail = f"{rows} rows failed to sign, {nonces} nonces were filled"
                 yield Violation(ViolationKind.FILLER_MISMATCH, detail, stream, seq)
-
-    async def _connect(self) -> None:
-        await asyncio.sleep(0)
-        if self.down:
-            raise DatabaseUnavailable("connection refused")

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 import pyarrow as pa
 
-from pipeline.errors import DatabaseUnavailable
 from pipeline.ethereum.rows import RAW, batch_columns
 from pipeline.stock.row import Row
 from pipeline.stream import Cursor
+from pipeline.testing.database import Database
 
 FIRST_XID: Final = 3  # Postgres keeps 0 to 2 for itself
 BINARY: Final = frozenset({"to", "data"})
 WIDE: Final = frozenset({"value", "max_fee_per_gas", "max_priority_fee_per_gas"})
+TABLES_KEPT: Final = 1024
+"""Stored rows never change, so the Arrow table of the same ones is made once."""
+
 SCHEMA: Final = pa.schema(
     [
         pa.field(name, pa.binary() if name in BINARY else pa.string() if name in {*WIDE, "access_list"} else pa.int64())
@@ -64,7 +67,7 @@ class TwinSource:
 
     shards: int = 8
     system: str = "7000000000000000001"
-    down: bool = False
+    database: Database = field(default_factory=Database)
     rows: dict[int, StoredRow] = field(default_factory=dict)
     running: set[int] = field(default_factory=set)
     xid: int = FIRST_XID
@@ -103,51 +106,47 @@ class TwinSource:
 
     async def system_id(self) -> str:
         """See ports.Source."""
-        await self._connect()
-        return self.system
+        return await self.database.ask("system_id", lambda: self.system)
 
     async def rows_after(self, shard: int, after: Cursor, limit: int) -> pa.Table:
         """See ports.Source."""
-        await self._connect()
-        horizon = min(self.running, default=self.xid)
-        found = self._found(lambda cursor: cursor.id % self.shards == shard and cursor > after and cursor.xid < horizon)
-        return _table(found[:limit])
+        return await self.database.ask("rows_after", lambda: _table(self._visible(shard, after)[:limit]))
 
     async def rows_between(self, shard: int, prev: Cursor, cursor: Cursor) -> pa.Table:
         """See ports.Source."""
-        await self._connect()
-        return _table(self._found(lambda at: at.id % self.shards == shard and prev < at <= cursor))
+        return await self.database.ask(
+            "rows_between", lambda: _table(self._found(lambda at: at.id % self.shards == shard and prev < at <= cursor))
+        )
 
     async def rows_of(self, ids: Sequence[int]) -> pa.Table:
         """See ports.Source."""
-        await self._connect()
         wanted = set(ids)
-        return _table(self._found(lambda cursor: cursor.id in wanted))
+        return await self.database.ask("rows_of", lambda: _table(self._found(lambda cursor: cursor.id in wanted)))
 
     async def count(self) -> int:
         """See ports.Source."""
-        await self._connect()
-        return len(self.rows)
+        return await self.database.ask("count", lambda: len(self.rows))
 
     async def any_after(self, shard: int, after: Cursor) -> bool:
         """See ports.Source."""
-        await self._connect()
-        return bool(self._found(lambda cursor: cursor.id % self.shards == shard and cursor > after))
+        return await self.database.ask(
+            "any_after", lambda: bool(self._found(lambda at: at.id % self.shards == shard and at > after))
+        )
 
     async def close(self) -> None:
         """Nothing is held open."""
 
-    def _found(self, wanted: Callable[[Cursor], bool]) -> list[StoredRow]:
+    def _visible(self, shard: int, after: Cursor) -> tuple[StoredRow, ...]:
+        horizon = min(self.running, default=self.xid)
+        return self._found(lambda at: at.id % self.shards == shard and at > after and at.xid < horizon)
+
+    def _found(self, wanted: Callable[[Cursor], bool]) -> tuple[StoredRow, ...]:
         found = [stored for stored in self.rows.values() if wanted(stored.cursor)]
-        return sorted(found, key=lambda stored: stored.cursor)
-
-    async def _connect(self) -> None:
-        await asyncio.sleep(0)
-        if self.down:
-            raise DatabaseUnavailable("connection refused")
+        return tuple(sorted(found, key=lambda stored: stored.cursor))
 
 
-def _table(found: Sequence[StoredRow]) -> pa.Table:
+@lru_cache(maxsize=TABLES_KEPT)
+def _table(found: tuple[StoredRow, ...]) -> pa.Table:
     return batch_columns(pa.Table.from_pylist([_raw(stored) for stored in found], schema=SCHEMA))
 
 

@@ -5,17 +5,24 @@ One `TwinEtcd` is the server; every `TwinStore` is a client of it, so that two k
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeVar
 
 from pipeline.errors import AmbiguousTxn, OncesignError, StoreUnavailable
 from pipeline.ports import Clock, Compare, KeyValue, Txn, TxnResult
+from pipeline.testing.network import InstantNetwork, Network, Request, Unanswered
+
+T = TypeVar("T")
 
 OPS_MAX: Final = 128
 """etcd's own default for --max-txn-ops, for each of a transaction's three lists."""
+
+
+TIMEOUT_S: Final = 6.0
+"""For one call, its tries against other members included."""
 
 
 class Fault(StrEnum):
@@ -66,6 +73,24 @@ class TwinEtcd:
         """One key."""
         found = self.stored.get(key)
         return found.kv if found else None
+
+    def under(self, prefix: str) -> list[KeyValue]:
+        """All keys below a prefix, in order."""
+        return [self.stored[key].kv for key in sorted(self.stored) if key.startswith(prefix)]
+
+    def grant(self, ttl_s: int) -> int:
+        """A new lease."""
+        lease = max(self.leases, default=0) + 1 + self.revision
+        self.leases[lease] = _Lease(ttl_s, self.clock.monotonic_s() + ttl_s)
+        return lease
+
+    def keep_alive(self, lease: int) -> bool:
+        """Its time starts anew, unless it is over."""
+        held = self.leases.get(lease)
+        if held is None:
+            return False
+        held.ends_s = self.clock.monotonic_s() + held.ttl_s
+        return True
 
     def expire(self) -> None:
         """Drop the leases whose time is over, and their keys with them."""
@@ -123,15 +148,22 @@ class TwinEtcd:
 class TwinStore:
     """Fulfils ports.Store. `faults` are met by the next commits, one each; None is no fault."""
 
-    def __init__(self, server: TwinEtcd) -> None:
+    def __init__(self, server: TwinEtcd, network: Network | None = None) -> None:
         self.server = server
+        self._network = network or InstantNetwork()
         self.faults: deque[Fault | None] = deque()
         self.down = False
         self.sent: list[Txn] = []
 
     async def commit(self, txn: Txn) -> TxnResult:
         """See ports.Store."""
-        await self._connect()
+        try:
+            return await self._network.call(Request("Txn", server="etcd"), lambda: self._commit(txn), TIMEOUT_S)
+        except Unanswered as error:
+            raise (AmbiguousTxn() if error.sent else StoreUnavailable(str(error))) from error
+
+    def _commit(self, txn: Txn) -> TxnResult:
+        self._connect()
         self.sent.append(txn)
         fault = self.faults.popleft() if self.faults else None
         match fault:
@@ -143,48 +175,43 @@ class TwinStore:
                 result = self.server.commit(txn)
         if fault is not None:
             raise AmbiguousTxn
-        await asyncio.sleep(0)  # the answer travels too
         return result
 
     async def get(self, key: str) -> KeyValue | None:
         """See ports.Store."""
-        await self._connect()
-        self.server.expire()
-        return self.server.get(key)
+        return await self._ask("Range", lambda: self.server.get(key))
 
     async def list(self, prefix: str) -> list[KeyValue]:
         """See ports.Store."""
-        await self._connect()
-        self.server.expire()
-        return [self.server.stored[key].kv for key in sorted(self.server.stored) if key.startswith(prefix)]
+        return await self._ask("Range", lambda: self.server.under(prefix))
 
     async def grant_lease(self, ttl_s: int) -> int:
         """See ports.Store."""
-        await self._connect()
-        lease = max(self.server.leases, default=0) + 1 + self.server.revision
-        self.server.leases[lease] = _Lease(ttl_s, self.server.clock.monotonic_s() + ttl_s)
-        return lease
+        return await self._ask("LeaseGrant", lambda: self.server.grant(ttl_s))
 
     async def keep_alive(self, lease: int) -> bool:
         """See ports.Store."""
-        await self._connect()
-        self.server.expire()
-        held = self.server.leases.get(lease)
-        if held is None:
-            return False
-        held.ends_s = self.server.clock.monotonic_s() + held.ttl_s
-        return True
+        return await self._ask("LeaseKeepAlive", lambda: self.server.keep_alive(lease))
 
     async def revoke_lease(self, lease: int) -> None:
         """See ports.Store."""
-        await self._connect()
-        self.server.revoke(lease)
+        await self._ask("LeaseRevoke", lambda: self.server.revoke(lease))
 
     async def close(self) -> None:
         """Nothing is held open."""
 
-    async def _connect(self) -> None:
-        await asyncio.sleep(0)
+    async def _ask(self, name: str, effect: Callable[[], T]) -> T:
+        try:
+            return await self._network.call(Request(name, server="etcd"), lambda: self._serve(effect), TIMEOUT_S)
+        except Unanswered as error:
+            raise StoreUnavailable(str(error)) from error
+
+    def _serve(self, effect: Callable[[], T]) -> T:
+        self._connect()
+        self.server.expire()
+        return effect()
+
+    def _connect(self) -> None:
         if self.down:
             raise StoreUnavailable("connection refused")
 

@@ -8,8 +8,9 @@ from typing import Final
 
 from pipeline.errors import AmbiguousRound, BusUnavailable, OncesignError, ProducerFenced, RoundAborted, SettingError
 from pipeline.ports import Outgoing
-from pipeline.testing.broker import Broker, Request
+from pipeline.testing.broker import Broker
 from pipeline.testing.group import Committed, Generation, TopicPartition
+from pipeline.testing.network import Request
 from pipeline.testing.refusal import Code, Refused
 
 SOCKET_TIMEOUT_S: Final = 4.0

@@ -33,11 +33,11 @@ from pipeline.stock.mix import Mix
 from pipeline.stream import Stream
 from pipeline.testing.batch_log import TwinBatchLog
 from pipeline.testing.batch_subscription import TwinBatchSubscription
-from pipeline.testing.broker import Broker, Moment, Request
+from pipeline.testing.broker import Broker
 from pipeline.testing.clock import TwinClock, settle
 from pipeline.testing.group import Committed, Generation
 from pipeline.testing.ledger import TwinLedger
-from pipeline.testing.refusal import Code, Refused
+from pipeline.testing.network import HookedNetwork, Moment, Request, Unanswered
 from pipeline.testing.round_writer import TwinRoundWriter
 from pipeline.testing.source import TwinSource
 from pipeline.testing.store import TwinEtcd, TwinStore
@@ -136,7 +136,7 @@ class Faults:
                     continue
                 self.planned.remove(fault)
                 if not fault.delay_s:
-                    raise Refused(Code.NO_ANSWER, "lost on the way")
+                    raise Unanswered("lost on the way")
                 await self._clock.sleep(fault.delay_s)
                 return
 
@@ -164,7 +164,8 @@ class Flow:
 
     def __post_init__(self) -> None:
         self.faults = Faults(self.clock)
-        self.broker = Broker(self.clock, self.faults)
+        self.network = HookedNetwork(self.clock, self.faults)
+        self.broker = Broker(self.clock, self.network)
         for topic, partitions in ((BATCHES, SHARDS), (SIGNED, 2), (REJECTED, 1)):
             self.broker.create_topic(topic, partitions)
         begin = {(BATCHES, shard): Committed(0, "0") for shard in range(SHARDS)}
@@ -189,7 +190,7 @@ class Flow:
             task.cancel()
         await settle()
         await self.clock.until(self.desk.stop())
-        await self.broker.close()
+        await self.network.close()
 
     # ── stages ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -11,9 +11,10 @@ import pytest
 from pipeline.errors import AmbiguousRound, BusUnavailable, ProducerFenced, RoundAborted
 from pipeline.ports import Outgoing, Progress
 from pipeline.testing.batch_subscription import TwinBatchSubscription
-from pipeline.testing.broker import Broker, Moment, Request
+from pipeline.testing.broker import Broker
 from pipeline.testing.clock import TwinClock, settle
 from pipeline.testing.group import SILENCE_MAX_S, Committed, Generation, Group
+from pipeline.testing.network import HookedNetwork, Moment, Request, Unanswered
 from pipeline.testing.refusal import Code, Refused
 from pipeline.testing.round_writer import TwinRoundWriter
 from pipeline.testing.transactions import COMMIT_TIMEOUT_S, SOCKET_TIMEOUT_S, TRANSACTION_TIMEOUT_S
@@ -33,7 +34,7 @@ class Hook:
     async def __call__(self, request: Request, moment: Moment) -> None:
         delay_s = self.plan.pop((request.name, moment), None)
         if delay_s == 0:
-            raise Refused(Code.NO_ANSWER)
+            raise Unanswered(request.name)
         if delay_s is not None:
             await self._clock.sleep(delay_s)
 
@@ -50,10 +51,11 @@ def hook(clock: TwinClock) -> Hook:
 
 @pytest.fixture
 async def broker(clock: TwinClock, hook: Hook) -> AsyncIterator[Broker]:
-    made = Broker(clock, hook)
+    network = HookedNetwork(clock, hook)
+    made = Broker(clock, network)
     made.create_topic(TOPIC, 3)
     yield made
-    await made.close()
+    await network.close()
 
 
 @pytest.fixture
@@ -110,7 +112,8 @@ async def test_a_late_commit_is_refused_once_the_epoch_is_another(
         await clock.until(writer.commit([A], {}, None))
     await clock.until(writer.open())
     await clock.advance(2)
-    assert broker.under_way == set()
+    assert isinstance(broker.network, HookedNetwork)
+    assert broker.network.under_way == set()
     assert values(broker) == []
 
 

@@ -21,7 +21,7 @@ from pipeline.settings import PoolSettings
 from pipeline.stages.consumer import ASSIGN_DEADLINE_S
 from pipeline.stages.sweeper import SWEEP_AGE_S
 from pipeline.stream import Stream
-from pipeline.testing.broker import Moment
+from pipeline.testing.network import Moment
 from tests.unit.flow_world import (
     BATCHES,
     GROUP,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.errors import ProducerFenced
-from pipeline.testing.broker import Moment
+from pipeline.testing.network import Moment
 from tests.unit.flow_world import A, B, Fault, Flow, Running
 
 SEEDS = range(16)

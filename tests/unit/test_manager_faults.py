@@ -99,10 +99,10 @@ async def test_the_ledger_away_is_told(world: World) -> None:
     node = await world.opened()
     [made] = await world.assigned(node, request(A, 1))
     await world.publish(node, made)
-    world.ledger.down = True
+    world.ledger.database.down = True
     with pytest.raises(DatabaseUnavailable):
         await world.assign(node, request(A, 1))
-    world.ledger.down = False
+    world.ledger.database.down = False
     await world.clock.advance(1.0)
     assert await world.assign(node, request(A, 1)) == [Published()]
     assert not node.fence_lost

@@ -15,7 +15,7 @@ from pipeline.ports import ReaderPosition
 from pipeline.settings import ReaderSettings
 from pipeline.stages.reader import check_position
 from pipeline.stream import START, Cursor
-from pipeline.testing.broker import Moment
+from pipeline.testing.network import Moment
 from tests.unit.flow_world import BATCHES, CHAIN, GROUP, SHARDS, A, B, Fault, Flow
 
 ROWS = 60
@@ -217,10 +217,10 @@ async def test_a_reader_holds_back_until_the_consumers_have_come_closer(flow: Fl
 
 async def test_a_source_or_a_broker_that_is_away_is_waited_for(flow: Flow) -> None:
     ids = flow.stock(ROWS)
-    flow.source.down = True
+    flow.source.database.down = True
     flow.read()
     await flow.clock.advance(3)
-    flow.source.down, flow.broker.down = False, True
+    flow.source.database.down, flow.broker.down = False, True
     await flow.clock.advance(3)
     assert flow.batches(A) == []
     flow.broker.down = False

@@ -9,8 +9,8 @@ import pytest
 from pipeline.assignment.records import KeyState
 from pipeline.ethereum.signed import SignedRecord
 from pipeline.stages.sweeper import SWEEP_AGE_S
-from pipeline.testing.broker import Moment
 from pipeline.testing.group import Committed, Generation
+from pipeline.testing.network import Moment
 from pipeline.testing.transactions import TRANSACTION_TIMEOUT_S
 from tests.unit.flow_world import BATCHES, GROUP, SIGNED, A, B, Fault, Flow
 

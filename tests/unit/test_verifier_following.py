@@ -101,11 +101,11 @@ async def test_it_waits_out_a_server_that_is_away(publisher: Publisher) -> None:
     publisher.publish(await all_but_last(publisher))
     clock, stop = TwinClock(), asyncio.Event()
     made = verifier(publisher, clock=clock)
-    publisher.source.down = True
+    publisher.source.database.down = True
     task = asyncio.create_task(made.run(stop))
     await clock.advance(5)
     assert made.count.signed == 0
-    publisher.source.down = False
+    publisher.source.database.down = False
     publisher.broker.down = True
     await clock.advance(5)
     publisher.broker.down = False
@@ -121,6 +121,7 @@ async def test_it_gives_up_with_the_name_of_what_is_away(publisher: Publisher, p
     publisher.publish(await all_but_last(publisher))
     clock = TwinClock()
     made = verifier(publisher, clock=clock)
-    getattr(publisher, part).down = True
+    server = publisher.broker if part == "broker" else getattr(publisher, part).database
+    server.down = True
     with pytest.raises(BusUnavailable if part == "broker" else DatabaseUnavailable):
         await clock.until(made.run(asyncio.Event()))
