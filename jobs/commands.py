@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from jobs import bench, checks, config, keys, recovery, rows, servers, signing
+from jobs import bench, checks, config, keys, recovery, rows, servers, signing, simulate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +24,7 @@ app.command()(checks.verify)
 app.command()(checks.tx)
 app.command()(checks.assignments)
 app.command()(recovery.recover)
+app.command()(simulate.simulate)
 app.command()(config.config)
 app.add_typer(keys.app, name="keys")
 app.add_typer(bench.app, name="bench")

@@ -287,6 +287,10 @@ class KeyManager:
                 await self._sleep()
 
     async def _sleep(self) -> None:
+        """Until something comes, or a request may be over its deadline."""
+        if not self._pending:
+            await self._wake.wait()
+            return
         waiter = asyncio.ensure_future(self._wake.wait())
         timer = asyncio.ensure_future(self._clock.sleep(IDLE_S))
         try:

@@ -214,7 +214,8 @@ class BatchConsumer:
                 await self._halt(message, str(error), persist=True)
             else:
                 self._queues.add(Work(message, request))
-        self._changed.set()
+        if messages:
+            self._changed.set()
 
     async def _reset(self) -> None:
         """Throw away what is not committed; settle what the writer left; go back to the committed offsets."""

@@ -71,6 +71,7 @@ class Sweeper:
         self._worker = worker
         self._ports = ports
         self._outlets = outlets
+        self._seen_s: dict[tuple[Stream, int], float] = {}  #: when this sweeper saw an assignment first
         self.count = SweepCount()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -101,8 +102,11 @@ class Sweeper:
         await self._look(list(assignments))
 
     def _aged(self, assignments: Sequence[Assignment]) -> list[Assignment]:
-        before = self._ports.clock.unix_ms() - int(SWEEP_AGE_S * 1000)
-        aged = [a for a in assignments if a.since_unix_ms <= before]
+        """By the assignment's own time, or by ours where the wall clocks of two machines disagree."""
+        now_s = self._ports.clock.monotonic_s()
+        self._seen_s = {(a.stream, a.seq): self._seen_s.get((a.stream, a.seq), now_s) for a in assignments}
+        before_ms, before_s = self._ports.clock.unix_ms() - int(SWEEP_AGE_S * 1000), now_s - SWEEP_AGE_S
+        aged = [a for a in assignments if a.since_unix_ms <= before_ms or self._seen_s[a.stream, a.seq] <= before_s]
         return sorted(aged, key=lambda a: a.since_unix_ms)[:SWEEP_MAX]
 
     # ── look ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from pipeline.ports import Message
 from pipeline.testing import offsets
@@ -11,7 +12,10 @@ from pipeline.testing.group import Generation, TopicPartition
 from pipeline.testing.network import Request
 from pipeline.testing.refusal import Code, Refused
 
-NO_OFFSET = -1001
+HEARTBEAT_S: Final = 0.5
+"""How often a member hears of a rebalance. A real one has 5 s, and is told sooner by a refused commit."""
+
+NO_OFFSET: Final = -1001
 """How librdkafka writes "none"."""
 
 
@@ -27,14 +31,13 @@ class TwinBatchSubscription:
         self._paused: frozenset[TopicPartition] = frozenset()
         self._halted: dict[TopicPartition, str] = {}
         self._turn = 0
+        self._heartbeat_at_s = 0.0
 
     async def poll(self, max_messages: int, timeout_s: float) -> Sequence[Message]:
         """See ports.BatchSubscription."""
-        generation = self._who
-        messages = await self._poll(max_messages, generation)
+        messages = await self._poll(max_messages, self._who)
         if not messages:
             await self._broker.clock.sleep(timeout_s)
-            messages = await self._poll(max_messages, generation)
         return messages
 
     def assigned(self) -> frozenset[tuple[str, int]]:
@@ -70,9 +73,11 @@ class TwinBatchSubscription:
     async def _poll(self, max_messages: int, generation: Generation) -> list[Message]:
         messages: list[Message] = []
         try:
-            await self._serve_rebalance()
+            if self._broker.clock.monotonic_s() >= self._heartbeat_at_s:
+                await self._serve_rebalance()
+                self._heartbeat_at_s = self._broker.clock.monotonic_s() + HEARTBEAT_S
             for partition in self._in_turn():
-                if len(messages) < max_messages:
+                if len(messages) < max_messages and self._has_news(partition):
                     messages += await self._fetch(partition, max_messages - len(messages), generation)
         except Refused as refused:
             if refused.code is not Code.NO_ANSWER:
@@ -98,6 +103,11 @@ class TwinBatchSubscription:
             return []  # rewound or lost meanwhile
         self._positions[partition] = after
         return [Message(m.place, m.key, m.value, generation) for m in found]
+
+    def _has_news(self, partition: TopicPartition) -> bool:
+        """Whether a fetch would be answered before its time is up: with records, or an error."""
+        logs = self._broker.topics.get(partition[0])
+        return logs is None or logs[partition[1]].last_stable != self._positions[partition]
 
     def _in_turn(self) -> list[TopicPartition]:
         """What may be fetched from, another one first each time."""

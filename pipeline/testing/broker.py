@@ -156,7 +156,8 @@ class Broker:
                 producer.decide(commit=False)
                 self._finish(producer)
         for group in self.groups.values():
-            group.expire(self._existing(), self.clock.monotonic_s())
+            if group.silent(self.clock.monotonic_s()):
+                group.expire(self._existing(), self.clock.monotonic_s())
 
     def _coordinated(self, transactional_id: str) -> Coordinated:
         return self.producers.setdefault(transactional_id, Coordinated(len(self.producers)))

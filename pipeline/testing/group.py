@@ -105,8 +105,12 @@ class Group:
 
     def expire(self, partitions: frozenset[TopicPartition], now_s: float) -> None:
         """Members that were not heard of for SILENCE_MAX_S are gone."""
-        for name in [name for name, m in self.members.items() if now_s - m.heard_s > SILENCE_MAX_S]:
+        for name in self.silent(now_s):
             self.leave(name, partitions)
+
+    def silent(self, now_s: float) -> list[str]:
+        """Members that were not heard of for SILENCE_MAX_S."""
+        return [name for name, member in self.members.items() if now_s - member.heard_s > SILENCE_MAX_S]
 
     def _rebalance(self, partitions: frozenset[TopicPartition]) -> None:
         """A new epoch and a new target: even, and everybody keeps what they have as far as that allows."""

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Protocol, TypeAlias, TypeVar
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from pipeline.ports import Clock
 
@@ -33,8 +33,7 @@ class Unanswered(Exception):
         super().__init__(detail)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """The protocol's own name of a request, whose it is, and of which server it is asked."""
 
     name: str

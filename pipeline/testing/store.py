@@ -56,6 +56,7 @@ class TwinEtcd:
     leases: dict[int, _Lease] = field(default_factory=dict)
     late: deque[Txn] = field(default_factory=deque)
     applied: int = 0  #: transactions whose THEN branch ran
+    down: bool = False
 
     def commit(self, txn: Txn) -> TxnResult:
         """Apply a transaction at once. Raises OncesignError for one that etcd refuses."""
@@ -212,7 +213,7 @@ class TwinStore:
         return effect()
 
     def _connect(self) -> None:
-        if self.down:
+        if self.down or self.server.down:
             raise StoreUnavailable("connection refused")
 
 

@@ -1,0 +1,106 @@
+"""One course of events: a cluster, rows, faults, a calm in which everything must come to its end, and the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from pipeline.testing.simulation import evidence
+from pipeline.testing.simulation.cluster import Cluster, Shape
+from pipeline.testing.simulation.loop import SimulatedLoop
+from pipeline.testing.simulation.nemesis import Nemesis
+from pipeline.testing.simulation.story import Event, Story
+from pipeline.testing.simulation.weather import Weather
+from pipeline.testing.simulation.wire import Fates
+from pipeline.testing.simulation.workload import insert
+
+ROWS: Final = 8
+STORM_S: Final = 2.0
+"""How long things go wrong."""
+
+RESUME_MAX_S: Final = 60.0
+"""I9: everything is settled so long after the last fault, the longest time-outs included."""
+
+DISASTER_S: Final = 15.0
+"""How long is waited for what halts or is lost."""
+
+LOOK_S: Final = 0.5
+
+
+class Weathering(Fates, Protocol):
+    """Fates that can be told to do no more harm."""
+
+    calm: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one course of events came to."""
+
+    breaches: list[str]
+    rows: int
+    virtual_s: float
+    resumed_s: float  #: from the last fault until everything was settled
+    faults: Counter[str] = field(default_factory=Counter)
+    events: list[Event] = field(default_factory=list)
+
+
+def run(seed: int, *, told: bool = False) -> Verdict:
+    """The course of events that this seed stands for; the same every time. `told` keeps its story."""
+    loop = SimulatedLoop()  # type: ignore[abstract] # what it lacks is I/O
+    rng = random.Random(seed)  # noqa: S311 - not for secrets
+    story = Story(loop, kept=told)
+    weather = Weather(rng, story)
+    shape = Shape(keys=rng.choice([1, 2, 3]), batch_rows_max=rng.choice([1, 2, 3]))
+    cluster = Cluster(loop, weather, shape, story)
+    return loop.run(_course(cluster, weather, rng, Nemesis(cluster, rng)))
+
+
+def run_calmly(fates: Weathering, story: Story, loop: SimulatedLoop) -> Verdict:
+    """The one course of events in which nothing goes wrong but what these fates bring."""
+    rng = random.Random(0)  # noqa: S311 - not for secrets
+    return loop.run(_course(Cluster(loop, fates, Shape(), story), fates, rng, None))
+
+
+async def _course(cluster: Cluster, fates: Weathering, rng: random.Random, nemesis: Nemesis | None) -> Verdict:
+    await cluster.start()
+    supervising = asyncio.ensure_future(cluster.supervise())
+    fates.calm = False
+    inserting = asyncio.ensure_future(insert(cluster.source, rng, cluster.story, ROWS, STORM_S))
+    await (nemesis.rage(STORM_S) if nemesis is not None else asyncio.sleep(STORM_S))
+    await inserting
+    fates.calm = nemesis is not None
+    if nemesis is not None:
+        nemesis.end()
+        cluster.story.tell("world", "nothing goes wrong from here on")
+    disasters = nemesis.disasters if nemesis is not None else 0
+    calm_s = cluster.loop.time()
+    settled = await _settle(cluster, calm_s + (DISASTER_S if disasters else RESUME_MAX_S))
+    resumed_s = cluster.loop.time() - calm_s
+    supervising.cancel()
+    breaches = [*_breaches(cluster, settled=settled, disasters=disasters)]
+    story = cluster.story
+    return Verdict(breaches, len(cluster.source.rows), cluster.loop.time(), resumed_s, story.faults, story.events)
+
+
+async def _settle(cluster: Cluster, until_s: float) -> bool:
+    while cluster.loop.time() < until_s:
+        await asyncio.sleep(LOOK_S)
+        if evidence.is_settled(cluster):
+            return True
+    return False
+
+
+def _breaches(cluster: Cluster, *, settled: bool, disasters: int) -> Iterator[str]:
+    yield from evidence.breaches_always(cluster)
+    if disasters:
+        return  # halting is right
+    if not settled:
+        yield f"I9: not settled {RESUME_MAX_S:.0f} s after the last fault: {evidence.unsettled(cluster)}"
+    yield from evidence.stuck(cluster)
+    if settled:
+        yield from evidence.breaches_when_settled(cluster)
