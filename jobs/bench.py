@@ -45,9 +45,11 @@ def latency(
     rate: Annotated[int, typer.Option(min=1, help="Rows committed per second.")] = 2_000,
     seconds: Annotated[int, typer.Option(min=1, max=600, help="For how long.")] = 20,
     shards: Annotated[
-        int | None,
-        typer.Option(min=1, max=64, help="Measure on servers of its own, with a source of so many shards."),
-    ] = None,
+        int,
+        typer.Option(
+            min=0, max=64, help="Shards of the source, on servers of its own; 0 = the first source of the settings."
+        ),
+    ] = 1,
     json: Json = False,
 ) -> None:
     """Commit rows at a steady rate; from commit in Postgres to read-committed on tx.signed."""

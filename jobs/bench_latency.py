@@ -69,7 +69,10 @@ def own_stack(settings: Settings, shards: int) -> Iterator[Settings]:
     name servers, and what jobs.servers.bring_up raises.
     """
     if len(embedded(settings)) < len(SERVERS):
-        raise UsageError("--shards needs the embedded servers, but the settings name others.")
+        raise UsageError(
+            "the latency is measured on embedded servers, but the settings name others.",
+            hint="Give --shards 0 to measure on those.",
+        )
     data_dir = settings.data_dir.resolve() / "bench-latency"
     source = SourceSettings(name="latency", table="latency", chain_id=settings.sources[0].chain_id, shards=shards)
     # The job reads its settings from the environment.
