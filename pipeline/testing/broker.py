@@ -21,6 +21,7 @@ T = TypeVar("T")
 MESSAGE_MAX_BYTES: Final = 4 * 1024 * 1024
 """As KafkaSettings.message_max_bytes."""
 
+EXPIRE_EVERY_S: Final = 0.1
 REQUEST_TIMEOUT_S: Final = 15.0
 """After this long a client stops waiting for an answer."""
 
@@ -37,6 +38,8 @@ class Broker:
     bounds: dict[str, int] = field(default_factory=dict)  #: topic → max.message.bytes
     producers: dict[str, Coordinated] = field(default_factory=dict)  #: by transactional.id
     groups: dict[str, Group] = field(default_factory=dict)
+    existing: frozenset[TopicPartition] = frozenset()
+    _looked_s: float = 0.0  #: when `expire` looked last
 
     async def call(self, request: Request, effect: Callable[[], T], within_s: float = REQUEST_TIMEOUT_S) -> T:
         """Send a request and wait for its answer. Raises Refused, with NO_ANSWER also when it takes too long."""
@@ -59,10 +62,11 @@ class Broker:
             raise ValueError(f"there is a topic {name}")
         self.topics[name] = [PartitionLog(name, number) for number in range(partitions)]
         self.bounds[name] = message_max_bytes
+        self.existing |= {(name, number) for number in range(partitions)}
 
     def delete_topic(self, name: str) -> None:
         """With its records, and every group's offsets on it."""
-        del self.topics[name]
+        self.existing -= {(name, log.number) for log in self.topics.pop(name)}
         for producer in self.producers.values():
             producer.forget(name)
         for group in self.groups.values():
@@ -149,15 +153,19 @@ class Broker:
             most = None if most is None else most - written
 
     def expire(self) -> None:
-        """What the broker does by itself: abort transactions and drop members that are over their time."""
+        """What the broker does by itself, ten times a second: abort transactions and drop members over their time."""
+        now_s = self.clock.monotonic_s()
+        if now_s - self._looked_s < EXPIRE_EVERY_S:
+            return
+        self._looked_s = now_s
         for producer in self.producers.values():
-            if producer.overdue(self.clock.monotonic_s()):
+            if producer.overdue(now_s):
                 producer.epoch += 1
                 producer.decide(commit=False)
                 self._finish(producer)
         for group in self.groups.values():
-            if group.silent(self.clock.monotonic_s()):
-                group.expire(self._existing(), self.clock.monotonic_s())
+            if group.silent(now_s):
+                group.expire(self.existing, now_s)
 
     def _coordinated(self, transactional_id: str) -> Coordinated:
         return self.producers.setdefault(transactional_id, Coordinated(len(self.producers)))
@@ -186,11 +194,8 @@ class Broker:
     ) -> tuple[int, frozenset[TopicPartition]]:
         """See Group.heartbeat."""
         now_s = self.clock.monotonic_s()
-        return self.group(who.group).heartbeat(who, topics, owned, self._existing(), now_s)
+        return self.group(who.group).heartbeat(who, topics, owned, self.existing, now_s)
 
     def leave(self, who: Generation) -> None:
         """A member goes, or is found dead."""
-        self.group(who.group).leave(who.member, self._existing())
-
-    def _existing(self) -> frozenset[TopicPartition]:
-        return frozenset((log.topic, log.number) for logs in self.topics.values() for log in logs)
+        self.group(who.group).leave(who.member, self.existing)

@@ -56,7 +56,7 @@ class Group:
     members: dict[str, Member] = field(default_factory=dict)
     offsets: dict[TopicPartition, Committed] = field(default_factory=dict)
     pending: dict[TopicPartition, set[int]] = field(default_factory=dict)  #: producers whose open transaction has one
-    known: frozenset[TopicPartition] = frozenset()  #: what the present target was made of
+    existing: frozenset[TopicPartition] = frozenset()  #: what the present target was made of
 
     # ── members ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -86,7 +86,7 @@ class Group:
             raise Refused(Code.UNKNOWN_MEMBER, f"{who.member} is not in {self.name}")
         elif self.members[who.member].epoch != who.epoch:
             raise Refused(Code.STALE_MEMBER, f"{who.member} of {self.name} comes with epoch {who.epoch}")
-        elif self.known != self._subscribed(partitions):
+        elif self.existing != partitions:
             self._rebalance(partitions)
         member = self.members[who.member]
         member.heard_s = now_s
@@ -115,8 +115,8 @@ class Group:
     def _rebalance(self, partitions: frozenset[TopicPartition]) -> None:
         """A new epoch and a new target: even, and everybody keeps what they have as far as that allows."""
         self.epoch += 1
-        self.known = self._subscribed(partitions)
-        names, wanted = sorted(self.members), sorted(self.known)
+        self.existing = partitions
+        names, wanted = sorted(self.members), sorted(self._subscribed())
         targets: dict[str, set[TopicPartition]] = {name: set() for name in names}
         quota = -(-len(wanted) // len(names)) if names else 0
         floor = len(wanted) // len(names) if names else 0
@@ -134,8 +134,9 @@ class Group:
         for name, target in targets.items():
             self.members[name].target = frozenset(target)
 
-    def _subscribed(self, partitions: Iterable[TopicPartition]) -> frozenset[TopicPartition]:
-        return frozenset(p for p in partitions if any(p[0] in m.topics for m in self.members.values()))
+    def _subscribed(self) -> frozenset[TopicPartition]:
+        topics: frozenset[str] = frozenset().union(*(member.topics for member in self.members.values()))
+        return frozenset(p for p in self.existing if p[0] in topics)
 
     # ── offsets ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -62,14 +62,15 @@ class PartitionLog:
     def read(self, position: int, most: int) -> tuple[list[Message], int]:
         """Committed records from a position on, `most` of them at the most, and the position after what was read."""
         messages: list[Message] = []
-        for entry in self.entries:
-            if entry.offset >= self.last_stable or len(messages) == most:
+        stable = self.last_stable
+        for entry in self.entries[max(0, position - self.start) : stable - self.start]:  # offsets have no gap
+            if len(messages) == most:
                 break
-            if entry.offset >= position and entry.message is not None and entry.offset in self.seen:
+            if entry.message is not None and entry.offset in self.seen:
                 messages.append(entry.message)
         if len(messages) == most:
             return messages, messages[-1].place.offset + 1
-        return messages, max(position, self.last_stable)
+        return messages, max(position, stable)
 
     def _add(self, producer: int, message: Message | None) -> None:
         self.entries.append(Entry(self.end, producer, message))

@@ -251,7 +251,7 @@ class Flow:
         """As by kill -9, and its session is over."""
         running.task.cancel()
         await settle()
-        self.broker.group(GROUP).leave(running.subscription._who.member, self.broker._existing())
+        self.broker.group(GROUP).leave(running.subscription._who.member, self.broker.existing)
 
     # ── what came of it ──────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -27,4 +27,14 @@ class SimulatedClock:
 
     async def sleep(self, seconds: float) -> None:
         """See ports.Clock."""
-        await asyncio.sleep(seconds)
+        waker = self._loop.create_future()
+        timer = self._loop.call_later(seconds, _wake, waker)
+        try:
+            await waker
+        finally:
+            timer.cancel()
+
+
+def _wake(sleeper: asyncio.Future[None]) -> None:
+    if not sleeper.done():
+        sleeper.set_result(None)

@@ -18,7 +18,7 @@ from pipeline.testing.simulation.weather import Weather
 from pipeline.testing.simulation.wire import Fates
 from pipeline.testing.simulation.workload import insert
 
-ROWS: Final = 8
+ROWS: Final = 6
 STORM_S: Final = 2.0
 """How long things go wrong."""
 

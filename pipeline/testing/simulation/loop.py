@@ -143,16 +143,17 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> _Step:
         """See asyncio."""
-        return self.call_at(self._now_s + delay, callback, *args, context=context)
+        when_s = self._now_s + delay
+        step = _Step(callback, args, contextvars.copy_context() if context is None else context, when_s)
+        self._order += 1
+        heapq.heappush(self._timers, (when_s, self._order, step))
+        return step
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> _Step:
         """See asyncio."""
-        step = _Step(callback, args, contextvars.copy_context() if context is None else context, when)
-        self._order += 1
-        heapq.heappush(self._timers, (when, self._order, step))
-        return step
+        return self.call_later(when - self._now_s, callback, *args, context=context)
 
     def create_future(self) -> asyncio.Future[Any]:
         """See asyncio."""
@@ -212,22 +213,26 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             step = ready.popleft()
             if step.gone:
                 continue
-            owner = step.context.get(OWNER)
+            context = step.context
+            owner = context.get(OWNER)
             if owner is None or owner.takes(step):
                 self.steps += 1
-                step.context.run(step.callback, *step.args)
                 if self.steps > STEPS_MAX:
                     raise RuntimeError(f"it spins: {STEPS_MAX} steps, and no end")
+                context.run(step.callback, *step.args)
 
     def _advance(self) -> None:
-        timers = self._timers
-        while timers and timers[0][2].gone:
-            heapq.heappop(timers)
-        if not timers:
+        timers, ready = self._timers, self._ready
+        while timers:
+            when_s, _, step = heapq.heappop(timers)
+            if not step.gone:
+                break
+        else:
             raise RuntimeError("nothing is left to do, and it is not done")
-        self._now_s = max(self._now_s, timers[0][0])
-        while timers and timers[0][0] <= self._now_s:
-            self._ready.append(heapq.heappop(timers)[2])
+        self._now_s = now_s = max(self._now_s, when_s)
+        ready.append(step)
+        while timers and timers[0][0] <= now_s:
+            ready.append(heapq.heappop(timers)[2])
 
     def _close(self) -> None:
         """Forget every task without a word; the processes they belonged to are gone."""
