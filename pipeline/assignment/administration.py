@@ -21,6 +21,8 @@ def plan_open(view: View, guard: Guard, record: StreamRecord) -> Plan:
     plan = Plan(guard, view)
     if plan.stream(record.stream) is None:
         plan.put(record)
+    else:
+        plan.rely_on_stream(record.stream)
     return plan
 
 

@@ -13,13 +13,14 @@ from pipeline.stream import Stream
 
 @dataclass(slots=True)
 class Plan:
-    """Records to write over the view, compared by revision; empty when nothing has to be written."""
+    """Records to write over the view, compared by revision; empty when nothing is written or relied on."""
 
     guard: Guard
     view: View
     puts: dict[str, Record] = field(default_factory=dict)
     raw_puts: dict[str, bytes] = field(default_factory=dict)
     deletes: dict[str, tuple[Stream, int]] = field(default_factory=dict)
+    relied: dict[str, int] = field(default_factory=dict)  #: path → revision (0 = absent) that a reply rests on
 
     # ── reading through what was planned so far ──────────────────────────────────────────────────────────────────────
 
@@ -56,26 +57,42 @@ class Plan:
         self.puts.pop(path, None)
         self.deletes[path] = (assignment.stream, assignment.seq)
 
+    def rely_on_stream(self, stream: Stream) -> None:
+        """A reply that writes nothing holds only while this record is as the view has it, and we lead."""
+        held = self.view.streams.get(stream)
+        self.relied[self.guard.paths.stream(stream)] = held.mod_revision if held else 0
+
+    def rely_on_assignment(self, stream: Stream, seq: int) -> None:
+        """The same of an assignment."""
+        held = self.view.assignments.get((stream, seq))
+        self.relied[self.guard.paths.assignment(stream, seq)] = held.mod_revision if held else 0
+
     def size(self) -> int:
-        """How many writes."""
-        return len(self.puts) + len(self.raw_puts) + len(self.deletes)
+        """How many records it writes or relies on."""
+        return len(self.puts) + len(self.raw_puts) + len(self.deletes) + len(self.relied)
+
+    def writes_nothing(self) -> bool:
+        """Whether it only asks etcd whether what it relies on still holds."""
+        return not (self.puts or self.raw_puts or self.deletes)
 
     def __bool__(self) -> bool:
         return self.size() > 0
 
     def txn(self) -> Txn:
-        """`IF` we lead and nothing that we write has changed `THEN` write `ELSE` read all of it."""
+        """`IF` we lead and nothing that we write or rely on has changed `THEN` write `ELSE` read all of it."""
         touched = [*self.puts, *self.raw_puts, *self.deletes]
-        compares = [Compare(path, mod_revision=self._revision(path)) for path in touched]
+        revisions = self.relied | {path: self._revision(path) for path in touched}
         return Txn(
-            compares=(*self.guard.compares(), *compares),
+            compares=(*self.guard.compares(), *(Compare(path, mod_revision=at) for path, at in revisions.items())),
             puts=tuple(self._values().items()),
             deletes=tuple(self.deletes),
-            gets=(self.guard.paths.leader, self.guard.paths.genesis, *touched),
+            gets=(self.guard.paths.leader, self.guard.paths.genesis, *revisions),
         )
 
     def is_applied(self, reads: Mapping[str, KeyValue | None]) -> bool:
         """Whether an ELSE branch shows that this very plan was written before (its answer was lost)."""
+        if self.writes_nothing():
+            return False
         written = all(
             (kv := reads.get(path)) is not None and kv.value == value for path, value in self._values().items()
         )

@@ -51,8 +51,10 @@ class Assigning:
     def _reply(self, request: AssignRequest) -> AssignReply:
         stream = self.plan.stream(request.stream)
         if stream is None:
+            self.plan.rely_on_stream(request.stream)
             return Refused(f"stream {request.stream} is unknown")
         if stream.halted:
+            self.plan.rely_on_stream(request.stream)
             return Refused(stream.halted)
         existing = self.plan.assignment(request.stream, request.seq)
         if existing is not None:
@@ -77,6 +79,8 @@ class Assigning:
             self.plan.put(assignment)
             if key is not None:
                 self.plan.put(replace(key, holder=self._holder(assignment)))
+        else:
+            self.plan.rely_on_assignment(request.stream, request.seq)
         return self._assigned(assignment)
 
     def _published(self, stream: StreamRecord, request: AssignRequest) -> AssignReply:
@@ -87,6 +91,7 @@ class Assigning:
             return Waiting()
         digest = self._ledger[batch]
         if digest == request.digest:
+            self.plan.rely_on_stream(request.stream)
             return Published()
         found = "no row" if digest is None else "another digest"
         return self._halt(stream, f"batch {request.seq} was published, but the ledger has {found} for it")

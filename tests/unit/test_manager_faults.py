@@ -181,6 +181,18 @@ async def test_a_zombie_can_write_nothing(world: World) -> None:
     assert inherited == made
 
 
+@pytest.mark.parametrize("stream", [A, B], ids=["assigned, as far as it knows", "unknown to it"])
+async def test_a_zombie_answers_nothing_from_its_memory(world: World, stream: Stream) -> None:
+    zombie = await world.opened(streams=[A])
+    [made] = await world.assigned(zombie, request(A, 1))
+    world.etcd.revoke(max(world.etcd.leases))
+    successor = await world.started()
+    await world.clock.until(successor.manager.open_stream(StreamRecord(B, CHAIN, SYSTEM)))
+    await world.publish(successor, made)
+    with pytest.raises(NotLeader):
+        await world.assign(zombie, request(stream, 1))
+
+
 async def test_what_a_zombie_sent_before_arrives_too_late(world: World) -> None:
     first = await world.opened(keys=3)
     first.store.faults.extend([Fault.LATE, *[Fault.LOST_REQUEST] * 200])

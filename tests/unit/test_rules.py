@@ -163,7 +163,7 @@ def test_the_last_nonce_is_below_2_to_the_64_minus_1() -> None:
     assert assigned(reply).assignment.first_nonce + 10 == 2**64 - 1
     [reply], plan = assign(view(last), request(A, 1, count=11))
     assert isinstance(reply, Waiting)
-    assert not plan
+    assert plan.writes_nothing()
 
 
 def test_since_never_goes_back() -> None:
@@ -182,7 +182,7 @@ def test_nobody_overtakes_who_waits_for_a_key_of_the_same_chain() -> None:
     held = view(key(1, next_nonce=NONCE_END - 5))  # enough for the second request only
     replies, plan = assign(held, request(A, 1, count=10), request(B, 1, count=5))
     assert [type(reply) for reply in replies] == [Waiting, Waiting]
-    assert not plan
+    assert plan.writes_nothing()
 
 
 def test_a_stream_waits_as_a_whole_and_others_go_on() -> None:
@@ -207,7 +207,7 @@ def test_the_same_batch_again_has_the_same_answer_and_writes_nothing() -> None:
     [first] = carried_out(held, request(A, 1))
     [again], plan = assign(held, request(A, 1), now_ms=NOW_MS + 5000)
     assert again == first
-    assert not plan
+    assert plan.writes_nothing()
 
 
 def test_another_worker_inherits_key_and_nonces() -> None:
@@ -258,7 +258,7 @@ def published(seq: int = 1) -> View:
 def test_a_published_batch_is_skipped() -> None:
     [reply], plan = assign(published(), request(A, 1), ledger={(A, 1): digest(A, 1)})
     assert reply == Published()
-    assert not plan
+    assert plan.writes_nothing()
 
 
 @pytest.mark.parametrize(("found", "reason"), [("ff" * 32, "another digest"), (None, "no row")])
@@ -273,7 +273,7 @@ def test_a_published_batch_that_the_ledger_does_not_know_halts(found: str | None
 def test_a_batch_of_which_the_ledger_was_not_asked_waits() -> None:
     replies, plan = assign(published(), request(A, 1), request(A, 2))
     assert [type(reply) for reply in replies] == [Waiting, Waiting]
-    assert not plan
+    assert plan.writes_nothing()
 
 
 # ── what halts a stream ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -323,13 +323,13 @@ def test_a_halted_stream_assigns_nothing_not_even_again() -> None:
     plan_halt(held, GUARD, A, "because").apply(51)
     replies, plan = assign(held, request(A, 1), request(A, 2))
     assert replies == [Refused("because"), Refused("because")]
-    assert not plan
+    assert plan.writes_nothing()
 
 
 def test_an_unknown_stream_is_refused() -> None:
     [reply], plan = assign(view(key(1)), request(Stream("elsewhere", 0), 1))
     assert "unknown" in refused(reply)
-    assert not plan
+    assert plan.writes_nothing()
 
 
 # ── release ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -410,7 +410,7 @@ def test_a_key_that_is_not_there_cannot_be_disabled() -> None:
 def test_a_stream_is_opened_once_and_its_first_halt_stays() -> None:
     held = view(streams=())
     plan_open(held, GUARD, StreamRecord(A, CHAIN, SYSTEM)).apply(50)
-    assert not plan_open(held, GUARD, StreamRecord(A, CHAIN, SYSTEM, seq=7))
+    assert plan_open(held, GUARD, StreamRecord(A, CHAIN, SYSTEM, seq=7)).writes_nothing()
     plan_halt(held, GUARD, A, "first").apply(51)
     assert not plan_halt(held, GUARD, A, "second")
     plan_halt(held, GUARD, A, "").apply(52)
