@@ -9,11 +9,13 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline.adapters.kafka import ClientThread, client_config, consumer_group, take, unavailable
 from pipeline.adapters.offsets import GroupOffsets, progress_of
+from pipeline.effects import Moment, effect
 from pipeline.errors import BusUnavailable
 from pipeline.ports import Message, Place, Progress
 from pipeline.settings import KafkaSettings
 
 FETCH_MESSAGES_MAX: Final = 64
+FETCH: Final = effect("kafka", "Fetch")
 POLL_S: Final = 0.2
 SILENCE_MAX_S: Final = 30.0
 """A scan that gets neither a record nor the end of the partition for this long names the broker as down."""
@@ -100,6 +102,7 @@ class KafkaBatchLog:
         assert self._consumer is not None  # noqa: S101 - scan() seeks first
         reached = -1
         messages = []
+        FETCH.reached(Moment.BEFORE)
         for raw in take(self._consumer, FETCH_MESSAGES_MAX, POLL_S):
             error = raw.error()
             if error is None:
@@ -108,6 +111,8 @@ class KafkaBatchLog:
                 reached = int(raw.offset() or 0)
             elif not error.retriable():
                 raise unavailable(self._settings, error)
+        if messages:
+            FETCH.reached(Moment.AFTER)
         return messages, reached
 
 

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from confluent_kafka import OFFSET_INVALID, OFFSET_STORED, Consumer, KafkaError, KafkaException, TopicPartition
 
-from pipeline.adapters.batch_log import message_of
+from pipeline.adapters.batch_log import FETCH, message_of
 from pipeline.adapters.kafka import CALL_TIMEOUT_S, ClientThread, client_config, consumer_group, take, unavailable
+from pipeline.effects import Moment, effect
 from pipeline.errors import BusUnavailable
 from pipeline.ports import Message
 from pipeline.settings import KafkaSettings
@@ -20,6 +21,9 @@ FIRST_OFFSETS_S: Final = 3.0
 """How long a new partition's offset is waited for in the rebalance itself."""
 
 DELETED_S: Final = 2.0
+HEARTBEAT: Final = effect("kafka", "ConsumerGroupHeartbeat")
+"""Sent by a thread of librdkafka's own; ours sees it when partitions come or go, which the next one acknowledges."""
+
 GONE: Final = "its topic is gone from Kafka"
 FETCH_WAIT_MS: Final = 50
 QUEUED_KIB: Final = 32 * 1024
@@ -78,14 +82,19 @@ class KafkaBatchSubscription:
     async def close(self) -> None:
         """Leave the group."""
         self._closing = True
-        await self._thread.call(self._consumer.close)
+        await self._thread.call(self._leave)
         self._thread.end()
+
+    def _leave(self) -> None:
+        with effect("kafka", "Leave"):
+            self._consumer.close()
 
     def _poll(self, max_messages: int, timeout_s: float) -> list[Message]:
         # Captured before the poll: what this poll returns was ours under this generation or a later one, so a commit
         # with it can be refused needlessly, but never be accepted for a partition that went to another member.
         generation = self._consumer.consumer_group_metadata()
         messages = []
+        FETCH.reached(Moment.BEFORE)
         for raw in take(self._consumer, max_messages, timeout_s):
             error = raw.error()
             if error is None:
@@ -93,6 +102,8 @@ class KafkaBatchSubscription:
                     messages.append(message_of(raw, generation))
             else:
                 self._on_error(raw, error)
+        if messages:
+            FETCH.reached(Moment.AFTER)
         if self._revoked:
             self._report_deleted()
         return messages
@@ -100,7 +111,8 @@ class KafkaBatchSubscription:
     def _report_deleted(self) -> None:
         """The group takes a deleted topic's partitions away without a word (KIP-848), so the broker is asked."""
         try:
-            present = self._consumer.list_topics(timeout=DELETED_S).topics
+            with effect("kafka", "Metadata"):
+                present = self._consumer.list_topics(timeout=DELETED_S).topics
         except KafkaException:
             return  # asked again after the next poll
         self._halted |= {tp: GONE for tp in self._revoked if tp[0] not in present}
@@ -127,7 +139,8 @@ class KafkaBatchSubscription:
             else:
                 readable.append(tp)
                 self._halted.pop((tp.topic, tp.partition), None)
-        consumer.incremental_assign(readable)
+        with HEARTBEAT:
+            consumer.incremental_assign(readable)
         consumer.resume(readable)  # librdkafka keeps the pause of a partition that went away and came back
         self._assigned |= {(tp.topic, tp.partition) for tp in readable}
 
@@ -137,7 +150,8 @@ class KafkaBatchSubscription:
         self._paused -= gone
         for partition in gone:
             self._halted.pop(partition, None)
-        consumer.incremental_unassign(partitions)
+        with HEARTBEAT:
+            consumer.incremental_unassign(partitions)
         self._revoked |= gone
 
     def _first_offsets(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
@@ -152,7 +166,8 @@ class KafkaBatchSubscription:
         self, consumer: Consumer, partitions: list[TopicPartition], within_s: float = CALL_TIMEOUT_S
     ) -> list[TopicPartition]:
         bare = [TopicPartition(tp.topic, tp.partition) for tp in partitions]
-        found = consumer.committed(bare, timeout=within_s)
+        with effect("kafka", "OffsetFetch"):
+            found = consumer.committed(bare, timeout=within_s)
         for tp in found:
             if tp.error is not None:
                 raise unavailable(self._settings, tp.error)

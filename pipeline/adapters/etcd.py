@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import aiohttp
 
+from pipeline.effects import Effect, effect
 from pipeline.errors import AmbiguousTxn, OncesignError, SecretFileError, StoreUnavailable
 from pipeline.ports import Compare, KeyValue, Txn, TxnResult
 from pipeline.settings import EtcdSettings
@@ -46,6 +47,14 @@ DEFINITE: Final = frozenset(
         GRPC_UNAUTHENTICATED,
     }
 )
+EFFECTS: Final[Mapping[str, Effect]] = {
+    "kv/txn": effect("etcd", "Txn"),
+    "kv/range": effect("etcd", "Range"),
+    "lease/grant": effect("etcd", "LeaseGrant"),
+    "lease/keepalive": effect("etcd", "LeaseKeepAlive"),
+    "lease/revoke": effect("etcd", "LeaseRevoke"),
+    "auth/authenticate": effect("etcd", "Authenticate"),
+}
 TOKEN_REFUSED: Final = ("user name is empty", "auth store is old")
 """What etcd calls an invalid argument, and means: no token, or one from before the users were changed."""
 
@@ -171,8 +180,9 @@ class EtcdStore:
         url = f"{self._endpoints[self._first]}/v3/{path}"
         headers = {"Authorization": self._token} if self._token else {}
         try:
-            async with self._client().post(url, json=body, headers=headers) as response:
-                answer = await response.json(content_type=None)
+            with EFFECTS[path]:
+                async with self._client().post(url, json=body, headers=headers) as response:
+                    answer = await response.json(content_type=None)
         except aiohttp.ClientConnectorError as error:
             raise _NotSentError(str(error)) from error
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:

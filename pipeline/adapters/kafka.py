@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ class ClientThread:
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
-        self._queue().put(_Call(loop, answer, partial(function, *args)))
+        self._queue().put(_Call(loop, answer, partial(contextvars.copy_context().run, function, *args)))
         try:
             return await asyncio.wait_for(answer, within_s)
         except TimeoutError as error:

@@ -9,6 +9,7 @@ from typing import Any, Final
 import psycopg
 
 from pipeline.adapters.postgres import Database
+from pipeline.effects import Effect, effect
 from pipeline.errors import LedgerRefused
 from pipeline.ports import LedgerEntry
 from pipeline.settings import PostgresSettings
@@ -34,49 +35,51 @@ class PostgresLedger:
     async def record(self, entry: LedgerEntry) -> bool:
         """See ports.Ledger. Durable on return: Postgres' synchronous_commit is on by default."""
         try:
-            [[answer]] = await self._fetch(RECORD, _row(entry))
+            [[answer]] = await self._fetch(effect("postgres", "record"), RECORD, _row(entry))
         except psycopg.Error as error:
             raise LedgerRefused(str(entry.stream), entry.seq, _first_line(error)) from error
         return bool(answer == "written")
 
     async def entry(self, stream: Stream, seq: int) -> LedgerEntry | None:
         """See ports.Ledger."""
-        rows = await self._fetch(
-            ENTRY + "WHERE source = %s AND shard = %s AND seq = %s", (stream.source, stream.shard, seq)
-        )
+        query = ENTRY + "WHERE source = %s AND shard = %s AND seq = %s"
+        rows = await self._fetch(effect("postgres", "entry"), query, (stream.source, stream.shard, seq))
         return _entry(rows[0]) if rows else None
 
     async def entries(self, stream: Stream, after: int, limit: int) -> list[LedgerEntry]:
         """A page of a stream's rows, seq > `after`, in order."""
-        rows = await self._fetch(
-            ENTRY + "WHERE source = %s AND shard = %s AND seq > %s ORDER BY seq LIMIT %s",
-            (stream.source, stream.shard, after, limit),
-        )
+        query = ENTRY + "WHERE source = %s AND shard = %s AND seq > %s ORDER BY seq LIMIT %s"
+        bounds = stream.source, stream.shard, after, limit
+        rows = await self._fetch(effect("postgres", "entries"), query, bounds)
         return [_entry(row) for row in rows]
 
     async def heads(self) -> Mapping[Stream, int]:
         """See ports.Ledger."""
-        rows = await self._fetch("SELECT source, shard, max(seq) FROM signing_ledger GROUP BY source, shard")
+        query = "SELECT source, shard, max(seq) FROM signing_ledger GROUP BY source, shard"
+        rows = await self._fetch(effect("postgres", "heads"), query)
         return {Stream(source, shard): seq for source, shard, seq in rows}
 
     async def watermarks(self) -> Mapping[tuple[int, str], int]:
         """See ports.Ledger."""
-        rows = await self._fetch("SELECT chain_id, sender, next_nonce FROM key_watermarks")
+        query = "SELECT chain_id, sender, next_nonce FROM key_watermarks"
+        rows = await self._fetch(effect("postgres", "watermarks"), query)
         return {(chain_id, "0x" + sender.hex()): int(nonce) for chain_id, sender, nonce in rows}
 
     async def signed(self) -> int:
         """How many rows the ledger has sworn to sign."""
-        [[total]] = await self._fetch("SELECT coalesce(sum(count), 0) FROM signing_ledger")
+        query = "SELECT coalesce(sum(count), 0) FROM signing_ledger"
+        [[total]] = await self._fetch(effect("postgres", "signed"), query)
         return int(total)
 
     async def close(self) -> None:
         """Drop the connection."""
         await self._database.close()
 
-    async def _fetch(self, query: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
+    async def _fetch(self, asked: Effect, query: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
         async with self._turn, self._database.cursor() as cursor:
-            await cursor.execute(query, parameters)
-            return await cursor.fetchall()
+            with asked:
+                await cursor.execute(query, parameters)
+                return await cursor.fetchall()
 
 
 def _row(entry: LedgerEntry) -> tuple[Any, ...]:

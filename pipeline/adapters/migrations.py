@@ -10,6 +10,7 @@ from typing import Any, Final
 import psycopg
 
 from pipeline.adapters.postgres import connection_string, unavailable
+from pipeline.effects import effect
 from pipeline.errors import RuntimeFault
 from pipeline.settings import PostgresSettings
 
@@ -69,7 +70,7 @@ def _missing(connection: psycopg.Connection[tuple[object, ...]]) -> list[Migrati
 
 
 def _apply(connection: psycopg.Connection[tuple[object, ...]], migration: Migration) -> None:
-    with connection.transaction():
+    with effect("postgres", "migrate"), connection.transaction():
         connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_migrations"
             " (name text PRIMARY KEY, checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"

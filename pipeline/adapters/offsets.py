@@ -18,6 +18,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from pipeline.adapters.kafka import CALL_TIMEOUT_S, BrokerWatch, ClientThread, client_config, unavailable
+from pipeline.effects import Effect, effect
 from pipeline.errors import BusUnavailable
 from pipeline.ports import Progress
 from pipeline.settings import KafkaSettings
@@ -102,7 +103,8 @@ class GroupOffsets:
         while True:
             found: list[TopicPartition] = []
             try:
-                found = self._outsider(group).committed(wanted, timeout=ASK_TIMEOUT_S)
+                with effect("kafka", "OffsetFetch"):
+                    found = self._outsider(group).committed(wanted, timeout=ASK_TIMEOUT_S)
                 # An offset that an open transaction is about to change is neither the old nor the new one: wait.
                 unclear = next((tp.error for tp in found if tp.error is not None), None)
             except KafkaException as error:
@@ -142,7 +144,8 @@ class GroupOffsets:
             group, [TopicPartition(topic, p, at.offset, at.metadata) for p, at in offsets.items()]
         )
         self._result(
-            lambda: _Altered(self._admin.alter_consumer_group_offsets([wanted], request_timeout=ASK_TIMEOUT_S)[group])
+            effect("kafka", "OffsetCommit"),
+            lambda: _Altered(self._admin.alter_consumer_group_offsets([wanted], request_timeout=ASK_TIMEOUT_S)[group]),
         )
 
     def _starts(self, topic: str) -> tuple[int, ...]:
@@ -158,24 +161,26 @@ class GroupOffsets:
                 self._admin.list_offsets(asked, isolation_level=level, request_timeout=ASK_TIMEOUT_S), wanted
             )
 
-        return tuple(int(found.offset) for found in self._result(ask))
+        return tuple(int(found.offset) for found in self._result(effect("kafka", "ListOffsets"), ask))
 
     def partitions(self, topic: str) -> int:
         """How many partitions a topic has. Raises BusUnavailable, also when there is no such topic."""
         try:
-            described = self._admin.list_topics(topic, timeout=CALL_TIMEOUT_S).topics[topic]
+            with effect("kafka", "Metadata"):
+                described = self._admin.list_topics(topic, timeout=CALL_TIMEOUT_S).topics[topic]
         except KafkaException as error:
             raise unavailable(self._settings, error) from error
         if described.error is not None:
             raise unavailable(self._settings, described.error)
         return len(described.partitions)
 
-    def _result(self, ask: Callable[[], Any]) -> Any:
+    def _result(self, asked: Effect, ask: Callable[[], Any]) -> Any:
         """The answer; asked again while a coordinator is on its way. Raises BusUnavailable."""
         deadline_s = time.monotonic() + ANSWER_TIMEOUT_S
         while True:
             try:
-                return ask().result(ASK_TIMEOUT_S * 2)
+                with asked:
+                    return ask().result(ASK_TIMEOUT_S * 2)
             except KafkaException as error:
                 if error.args[0].code() not in PASSING or time.monotonic() > deadline_s:
                     raise unavailable(self._settings, error) from error

@@ -10,6 +10,7 @@ import psycopg
 from psycopg import sql
 
 from pipeline.adapters.postgres import connection_string, unavailable
+from pipeline.effects import Effect, effect
 from pipeline.ports import Outcome, Place
 from pipeline.settings import PostgresSettings, SourceSettings
 from pipeline.stages.inspection import Finding, Sighting
@@ -61,13 +62,15 @@ class PostgresOutcomes:
 
     async def positions(self) -> Mapping[tuple[str, int], int]:
         """See stages.verifier.Outcomes."""
-        rows = await self._fetch("SELECT topic, partition, next_offset FROM verifier_positions")
+        query = "SELECT topic, partition, next_offset FROM verifier_positions"
+        rows = await self._fetch(effect("postgres", "positions"), query)
         return {(topic, partition): offset for topic, partition, offset in rows}
 
     async def counts(self) -> Mapping[str, int]:
         """See stages.verifier.Outcomes; `violations` among them."""
-        rows = await self._fetch("SELECT status, count(*) FROM outcomes GROUP BY status")
-        [[violations]] = await self._fetch("SELECT count(*) FROM violations")
+        counts = effect("postgres", "counts")
+        rows = await self._fetch(counts, "SELECT status, count(*) FROM outcomes GROUP BY status")
+        [[violations]] = await self._fetch(counts, "SELECT count(*) FROM violations")
         return {"signed": 0, "rejected": 0} | dict(rows) | {"violations": violations}
 
     async def find(self, source: str, tx_id: int) -> Mapping[str, Any] | None:
@@ -78,8 +81,9 @@ class PostgresOutcomes:
         )
         try:
             async with await psycopg.AsyncConnection.connect(connection_string(self._settings)) as connection:
-                cursor = await connection.execute(query, [source, tx_id])
-                row = await cursor.fetchone()
+                with effect("postgres", "find"):
+                    cursor = await connection.execute(query, [source, tx_id])
+                    row = await cursor.fetchone()
         except psycopg.Error as error:
             raise unavailable(self._settings, error) from error
         names = [column.name for column in cursor.description or ()]
@@ -89,12 +93,8 @@ class PostgresOutcomes:
         """See stages.verifier.Outcomes."""
         try:
             connection = await self._connect()
-            async with connection.transaction(), connection.cursor() as cursor:
-                found = await _settle(cursor, finding.outcomes)
-                found += [twice for seen in finding.sightings if (twice := await _sight(cursor, seen)) is not None]
-                if violations := [*finding.violations, *found]:
-                    await cursor.executemany(VIOLATION, list(map(_violation_row, violations)))
-                await cursor.execute(POSITION, (topic, partition, next_offset))
+            with effect("postgres", "save"):
+                found = await _save(connection, finding, (topic, partition, next_offset))
         except psycopg.Error as error:
             await self.close()
             if isinstance(error, psycopg.IntegrityError | psycopg.DataError):
@@ -117,7 +117,7 @@ class PostgresOutcomes:
             "shards": [stream.shard for stream in streams],
             "seqs": [(heads or {})[stream] for stream in streams],
         }
-        rows = await self._fetch(template.replace(":table", table), parameters)
+        rows = await self._fetch(effect("postgres", "reconcile"), template.replace(":table", table), parameters)
         return [
             Violation(
                 ViolationKind(kind), detail, Stream(source.name, shard) if shard is not None else None, seq, tx_id
@@ -138,14 +138,28 @@ class PostgresOutcomes:
             self._connection = connection
         return self._connection
 
-    async def _fetch(self, query: str, parameters: Any = None) -> list[Any]:
+    async def _fetch(self, asked: Effect, query: str, parameters: Any = None) -> list[Any]:
         try:
             connection = await self._connect()
-            cursor = await connection.execute(query, parameters)
-            return await cursor.fetchall()
+            with asked:
+                cursor = await connection.execute(query, parameters)
+                return await cursor.fetchall()
         except psycopg.Error as error:
             await self.close()
             raise unavailable(self._settings, error) from error
+
+
+async def _save(
+    connection: psycopg.AsyncConnection[Any], finding: Finding, position: tuple[str, int, int]
+) -> list[Violation]:
+    """In one transaction."""
+    async with connection.transaction(), connection.cursor() as cursor:
+        found = await _settle(cursor, finding.outcomes)
+        found += [twice for seen in finding.sightings if (twice := await _sight(cursor, seen)) is not None]
+        if violations := [*finding.violations, *found]:
+            await cursor.executemany(VIOLATION, list(map(_violation_row, violations)))
+        await cursor.execute(POSITION, position)
+    return found
 
 
 async def _settle(cursor: psycopg.AsyncCursor[Any], outcomes: Sequence[Outcome]) -> list[Violation]:

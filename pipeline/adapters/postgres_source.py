@@ -19,6 +19,7 @@ from psycopg import sql
 
 from pipeline.adapters.postgres import Database, unavailable, uri
 from pipeline.adapters.source_shape import check_shape
+from pipeline.effects import Effect, effect
 from pipeline.errors import OncesignError
 from pipeline.ethereum.rows import batch_columns
 from pipeline.ethereum.validity import DATA_MAX_BYTES
@@ -97,40 +98,48 @@ class PostgresSource:
 
     async def system_id(self) -> str:
         """See ports.Source."""
-        return str(await self._value("SELECT system_identifier FROM pg_control_system()"))
+        return str(
+            await self._value(effect("postgres", "system_id"), "SELECT system_identifier FROM pg_control_system()")
+        )
 
     async def check(self) -> None:
         """Raises SettingError when the table cannot be a source (see source_shape), DatabaseUnavailable."""
         async with self._turn, self._database.cursor() as cursor:
-            await check_shape(cursor, self._table, self._source)
+            with effect("postgres", "check"):
+                await check_shape(cursor, self._table, self._source)
 
     async def rows_after(self, shard: int, after: Cursor, limit: int) -> pa.Table:
         """See ports.Source."""
         where = (FROM + AFTER).format(shard=shard, xid=after.xid, id=after.id, limit=limit)
-        return await self._arrow(where, PAGE_BYTES_MAX)
+        with effect("postgres", "rows_after"):
+            return await self._arrow(where, PAGE_BYTES_MAX)
 
     async def rows_between(self, shard: int, prev: Cursor, cursor: Cursor) -> pa.Table:
         """See ports.Source."""
         bounds = {"xid": prev.xid, "id": prev.id, "to_xid": cursor.xid, "to_id": cursor.id}
-        return await self._arrow((FROM + BETWEEN).format(shard=shard, **bounds))
+        with effect("postgres", "rows_between"):
+            return await self._arrow((FROM + BETWEEN).format(shard=shard, **bounds))
 
     async def rows_of(self, ids: Sequence[int]) -> pa.Table:
         """See ports.Source."""
         listed = ",".join(str(int(tx_id)) for tx_id in ids)
-        return await self._arrow(f"WHERE row.id = ANY('{{{listed}}}'::bigint[])")
+        with effect("postgres", "rows_of"):
+            return await self._arrow(f"WHERE row.id = ANY('{{{listed}}}'::bigint[])")
 
     async def count(self) -> int:
         """See ports.Source."""
-        return int(await self._value(f"SELECT count(*) FROM {self._table}"))  # noqa: S608 - a quoted identifier
+        query = f"SELECT count(*) FROM {self._table}"  # noqa: S608 - a quoted identifier
+        return int(await self._value(effect("postgres", "count"), query))
 
     async def any_after(self, shard: int, after: Cursor) -> bool:
         """See ports.Source."""
         where = FROM.format(shard=shard, xid=after.xid, id=after.id) + ORDER  # the order makes it use the index
-        return bool(await self._value(f"SELECT true FROM {self._table} AS row {where} LIMIT 1"))  # noqa: S608 - as above
+        query = f"SELECT true FROM {self._table} AS row {where} LIMIT 1"  # noqa: S608 - as above
+        return bool(await self._value(effect("postgres", "any_after"), query))
 
     async def held_back_by(self) -> str:
         """The oldest transaction that readers must wait for, when it has run for long; else empty."""
-        return str(await self._value(OLDEST_WRITER) or "")
+        return str(await self._value(effect("postgres", "held_back_by"), OLDEST_WRITER) or "")
 
     async def close(self) -> None:
         """Drop the connections."""
@@ -139,10 +148,11 @@ class PostgresSource:
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self._close_all)
 
-    async def _value(self, query: str) -> Any:
+    async def _value(self, asked: Effect, query: str) -> Any:
         async with self._turn, self._database.cursor() as cursor:
-            await cursor.execute(query)
-            row = await cursor.fetchone()
+            with asked:
+                await cursor.execute(query)
+                row = await cursor.fetchone()
             return row[0] if row else None
 
     async def _arrow(self, where: str, bytes_max: int = sys.maxsize) -> pa.Table:

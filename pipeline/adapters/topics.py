@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from pipeline.adapters.kafka import CALL_TIMEOUT_S, ClientThread, Topics, client_config, consumer_group, unavailable
 from pipeline.adapters.offsets import Committed, GroupOffsets, progress_of
+from pipeline.effects import effect
 from pipeline.errors import BusUnavailable, DeploymentHalted, SettingError
 from pipeline.ports import Progress
 from pipeline.settings import KafkaSettings, SourceSettings
@@ -120,7 +121,8 @@ class TopicAdmin:
 
     def _present(self) -> dict[str, int]:
         try:
-            metadata = self._admin.list_topics(timeout=CALL_TIMEOUT_S)
+            with effect("kafka", "Metadata"):
+                metadata = self._admin.list_topics(timeout=CALL_TIMEOUT_S)
         except KafkaException as error:
             raise unavailable(self._settings, error) from error
         return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
@@ -136,9 +138,9 @@ class TopicAdmin:
         if topic.startswith(self._topics.batches("")):
             config |= {"retention.ms": "-1", "retention.bytes": str(BATCHES_KEPT_BYTES)}
         new = NewTopic(topic, num_partitions=partitions, replication_factor=replication, config=config)
-        future = self._admin.create_topics([new], operation_timeout=CALL_TIMEOUT_S)[topic]
         try:
-            future.result(CALL_TIMEOUT_S)
+            with effect("kafka", "CreateTopics"):
+                self._admin.create_topics([new], operation_timeout=CALL_TIMEOUT_S)[topic].result(CALL_TIMEOUT_S)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise unavailable(self._settings, error) from error
@@ -165,8 +167,7 @@ class TopicAdmin:
                 for name, value in entries.items()
             ],
         )
-        futures = self._admin.incremental_alter_configs([resource])
         # A broker may bound or forbid group configs; then its own session timeout holds, and a dead consumer's
         # partitions move later. That is slower, not wrong.
-        with contextlib.suppress(KafkaException):
-            futures[resource].result(CALL_TIMEOUT_S)
+        with contextlib.suppress(KafkaException), effect("kafka", "IncrementalAlterConfigs"):
+            self._admin.incremental_alter_configs([resource])[resource].result(CALL_TIMEOUT_S)

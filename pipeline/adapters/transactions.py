@@ -16,6 +16,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from pipeline.adapters.kafka import BrokerWatch, ClientThread, client_config, fenced, producer_fenced, unavailable
+from pipeline.effects import Moment, effect
 from pipeline.errors import AmbiguousRound, OncesignError, RoundAborted, SettingError
 from pipeline.ports import Outgoing
 from pipeline.settings import KafkaSettings
@@ -25,6 +26,7 @@ OPEN_TIMEOUT_S: Final = 5.0
 
 OFFSETS_TIMEOUT_S: Final = 4.0
 COMMIT_TIMEOUT_S: Final = 10.0
+PRODUCE: Final = effect("kafka", "Produce")
 LIMIT_MARGIN_S: Final = 0.5
 """How much longer than its time-out a call may take before its client is left behind."""
 
@@ -113,7 +115,8 @@ class _Client:
     def open(self) -> None:
         """Settle what an earlier producer of this id left. Raises ProducerFenced, BusUnavailable."""
         try:
-            self._producer.init_transactions(OPEN_TIMEOUT_S)
+            with effect("kafka", "InitProducerId"):
+                self._producer.init_transactions(OPEN_TIMEOUT_S)
         except KafkaException as error:
             if fenced(error):
                 raise producer_fenced(self._id) from error
@@ -130,11 +133,13 @@ class _Client:
         try:
             producer.begin_transaction()
             for record in records:
+                PRODUCE.reached(Moment.BEFORE)
                 producer.produce(
-                    record.topic, value=record.value, key=record.key, partition=record.partition, on_delivery=_ignore
+                    record.topic, value=record.value, key=record.key, partition=record.partition, on_delivery=_delivered
                 )
             if offsets:
-                producer.send_offsets_to_transaction(list(offsets), group, OFFSETS_TIMEOUT_S)
+                with effect("kafka", "TxnOffsetCommit"):
+                    producer.send_offsets_to_transaction(list(offsets), group, OFFSETS_TIMEOUT_S)
         except (KafkaException, BufferError) as error:
             raise self._not_committed(error) from error
 
@@ -142,7 +147,8 @@ class _Client:
         """Whether it was fast enough to be certain. Raises RoundAborted, AmbiguousRound, ProducerFenced."""
         started = time.monotonic()
         try:
-            self._producer.commit_transaction(COMMIT_TIMEOUT_S)
+            with effect("kafka", "EndTxn"):
+                self._producer.commit_transaction(COMMIT_TIMEOUT_S)
         except KafkaException as error:
             if fenced(error) or error.args[0].txn_requires_abort():
                 raise self._not_committed(error) from error
@@ -169,5 +175,7 @@ class _Client:
         return RoundAborted(f"{self._id}: {error}")
 
 
-def _ignore(_error: KafkaError | None, _message: Any) -> None:
+def _delivered(error: KafkaError | None, _message: Any) -> None:
     """A record that could not be delivered makes commit_transaction fail; that is where it is handled."""
+    if error is None:
+        PRODUCE.reached(Moment.AFTER)
