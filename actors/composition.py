@@ -32,6 +32,8 @@ from pipeline.stages import preparation
 from pipeline.stages.admission import Admission
 from pipeline.stages.consumer import BatchConsumer, ConsumerPorts, Outlets, Worker
 from pipeline.stages.reader import BatchReader, Streams
+from pipeline.stages.recovery import Recovery, RecoveryPorts
+from pipeline.stages.remains import Remains, RemainsPorts
 from pipeline.stages.signer import NativeKernel, Signer
 from pipeline.stages.sweeper import Desk, Sweeper, SweeperPorts
 from pipeline.stages.verifier import Verifier, VerifierPorts
@@ -149,6 +151,7 @@ async def signer(settings: Settings, worker: str) -> Signer:
     kernel = NativeKernel()
     await kernel.warm()
     ledger = PostgresLedger(settings.postgres)
+    await ledger.enlist()
     return Signer(worker, ledger, kek, kernel, CLOCK, settings.signing)
 
 
@@ -159,6 +162,35 @@ async def key_manager(settings: Settings, fence_lost: Callable[[], None]) -> Key
     manager = KeyManager(store, ledger, CLOCK, settings, fence_lost)
     await manager.start()
     return manager
+
+
+@asynccontextmanager
+async def recovery(settings: Settings) -> AsyncIterator[Recovery]:
+    """A recovery with a connection of its own to everything."""
+    names, kafka = Topics(settings.kafka.topic_prefix), settings.kafka
+    async with AsyncExitStack() as stack:
+        store, ledger = EtcdStore(settings.etcd), PostgresLedger(settings.postgres)
+        outcomes = PostgresOutcomes(settings.postgres)
+        for client in (store, ledger, outcomes):
+            stack.push_async_callback(client.close)
+        ids = [*(f"consumer-{slot}" for slot in range(settings.pool.consumers)), "sweeper"]
+        rounds = [KafkaRoundWriter(kafka, f"{settings.deployment}-{name}") for name in ids]
+        streams = {
+            Stream(source.name, shard): KafkaStreamWriter(
+                kafka, settings.deployment, Stream(source.name, shard), source.shards
+            )
+            for source in settings.sources
+            for shard in range(source.shards)
+        }
+        for closes in [*(writer.close for writer in rounds), *(writer.close for writer in streams.values())]:
+            stack.push_async_callback(closes)
+        tables = {source.name: await _source(stack, settings, source) for source in settings.sources}
+        chain_ids = {source.name: source.chain_id for source in settings.sources}
+        admission = Admission(chain_ids, {names.batches(source.name): source.name for source in settings.sources})
+        found = RemainsPorts(ledger, _log(stack, settings), outcomes, tables, streams)
+        remains = Remains(found, settings.sources, admission, outlets(settings), settings.node)
+        ports = RecoveryPorts(store, found, rounds, CLOCK)
+        yield Recovery(settings.deployment, settings.node, ports, remains, settings.etcd, names.signed)
 
 
 @asynccontextmanager

@@ -1,14 +1,16 @@
-"""`oncesign recover`: let a halted stream go on once its cause is gone."""
+"""`oncesign recover`: rebuild etcd after it was lost or restored; let a halted stream go on once its cause is gone."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, cast
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
 from jobs.loading import load_settings
-from jobs.output import say
+from jobs.output import Json, emit_list, say
 from pipeline.errors import MalformedBatch, UsageError
 from pipeline.local.resolve import resolve
 from pipeline.settings import Settings
@@ -16,19 +18,85 @@ from pipeline.stream import Stream
 
 if TYPE_CHECKING:
     from jobs.desk import KeyDesk
+    from pipeline.assignment.rebuilding import Difference
     from pipeline.stages.sweeper import Desk
+
+TITLES: Final = ("what", "name", "found", "wanted", "why")
 
 
 def recover(
-    stream: Annotated[str, typer.Option(help="SOURCE/SHARD, as `oncesign status` names it.")],
+    stream: Annotated[
+        str, typer.Option(help="Take the halt off this one: SOURCE/SHARD, as `oncesign status` names it.")
+    ] = "",
     from_start: Annotated[
         bool, typer.Option("--from-start", help="Make its topic anew if it is gone, and read it from the start.")
     ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show how etcd differs; change nothing.")] = False,
+    json: Json = False,
 ) -> None:
-    """Take the halt off one stream. Batches that were published are recognised and skipped, never signed anew."""
+    """Rebuild etcd from the ledger, Kafka and Postgres after it was lost or restored from a backup.
+
+    With --stream instead: take the halt off one stream. Batches that were published are recognised and skipped, never
+    signed anew.
+    """
+    if stream and (dry_run or json):
+        raise UsageError("--dry-run and --json go without --stream.")
+    if from_start and not stream:
+        raise UsageError("--from-start needs --stream.", hint="For example: --stream payouts/3 --from-start")
     settings = resolve(load_settings())
-    asyncio.run(let_go_on(settings, _named(stream), from_start=from_start))
-    say(f"stream {stream} may go on. Next: oncesign sign")
+    if stream:
+        asyncio.run(let_go_on(settings, _named(stream), from_start=from_start))
+        say(f"stream {stream} may go on. Next: oncesign sign")
+    elif dry_run:
+        asyncio.run(_show(settings, as_json=json))
+    else:
+        _tell(asyncio.run(rebuild(settings)), as_json=json)
+        say("etcd is as the ledger has it. Next: oncesign sign")
+
+
+async def rebuild(settings: Settings) -> list[Difference]:
+    """Make etcd as it must be; what was changed. Raises NotLeader, DeploymentHalted, DependencyDown."""
+    from actors import composition
+
+    await _require_topics(settings)
+    async with composition.recovery(settings) as recovery:
+        return await recovery.repair()
+
+
+async def _show(settings: Settings, *, as_json: bool) -> None:
+    from actors import composition
+    from jobs.desk import leads
+    from pipeline.stages.recovery import cannot
+
+    await _require_topics(settings)
+    if await leads(settings):
+        say("a pipeline runs, or ran some seconds ago: what is under way is shown as a difference")
+    async with composition.recovery(settings) as recovery:
+        found = await recovery.look()
+    _tell(found.differences, as_json=as_json)
+    if found.problems:
+        raise cannot(found.problems)
+    say("Nothing was changed. Next: oncesign recover" if found.differences else "etcd is as it must be.")
+
+
+async def _require_topics(settings: Settings) -> None:
+    """Every topic is there once the ledger has rows; without one nobody can say what was published."""
+    from actors import composition
+    from pipeline.adapters.ledger import PostgresLedger
+
+    ledger = PostgresLedger(settings.postgres)
+    try:
+        used = frozenset(stream.source for stream in await ledger.heads())
+    finally:
+        await ledger.close()
+    known = frozenset(source.name for source in settings.sources)
+    async with composition.topics(settings) as topics:
+        await topics.require(used & known)
+
+
+def _tell(differences: Sequence[Difference], *, as_json: bool) -> None:
+    if differences or as_json:
+        emit_list([dataclasses.asdict(difference) for difference in differences], TITLES, as_json=as_json)
 
 
 def _named(stream: str) -> Stream:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from pipeline.assignment.kept import KeptKey
     from pipeline.assignment.records import Assignment
     from pipeline.stream import Cursor, Stream
 
@@ -304,6 +305,10 @@ class Ledger(Protocol):
         ...
 
     async def entry(self, stream: Stream, seq: int) -> LedgerEntry | None: ...
+
+    async def keep_keys(self, keys: Sequence[KeptKey]) -> None:
+        """A second copy of sealed keys, beside the ledger. Idempotent; the copy that came last counts."""
+        ...
 
     async def heads(self) -> Mapping[Stream, int]:
         """The highest seq of each stream."""

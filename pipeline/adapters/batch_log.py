@@ -45,6 +45,10 @@ class KafkaBatchLog:
         found = await self._offsets.committed(consumer_group(self._deployment), topic, partitions)
         return {p: progress_of(at) for p, at in found.items()}
 
+    async def members(self) -> int:
+        """See stages.remains.GroupLog."""
+        return await self._offsets.members(consumer_group(self._deployment))
+
     async def scan(self, topic: str, partition: int, start: int, end: int) -> AsyncGenerator[Message, None]:
         """Committed records in [start, end). Raises BusUnavailable.
 

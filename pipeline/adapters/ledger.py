@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import psycopg
 
 from pipeline.adapters.postgres import Database
+from pipeline.assignment.kept import KeptKey
 from pipeline.effects import Effect, effect
-from pipeline.errors import LedgerRefused
+from pipeline.errors import DatabaseUnavailable, LedgerRefused
 from pipeline.ports import LedgerEntry
 from pipeline.settings import PostgresSettings
 from pipeline.stream import Stream
@@ -25,12 +26,44 @@ SELECT source, shard, seq, digest, chain_id, sender, first_nonce, count, fence, 
 """
 
 
+LAST_ROWS: Final = """
+SELECT l.source, l.shard, l.seq, l.digest, l.chain_id, l.sender, l.first_nonce, l.count, l.fence, l.worker
+FROM key_watermarks w CROSS JOIN LATERAL (
+    SELECT * FROM signing_ledger s WHERE (s.chain_id, s.sender) = (w.chain_id, w.sender)
+    ORDER BY s.first_nonce DESC LIMIT 1
+) l
+"""
+HOLES: Final = """
+SELECT source, shard, missing FROM (
+    SELECT source, shard, seq, lag(seq, 1, 0::bigint) OVER (PARTITION BY source, shard ORDER BY seq) AS before
+    FROM signing_ledger
+) rows CROSS JOIN LATERAL generate_series(before + 1, seq - 1) AS missing
+WHERE seq > before + 1 ORDER BY source, shard, missing
+"""
+KEEP: Final = """
+INSERT INTO kept_keys (chain_id, address, sealed, start_nonce)
+SELECT chain_id, address, sealed, start_nonce
+FROM unnest(%s::bigint[], %s::bytea[], %s::bytea[], %s::numeric[]) AS keys (chain_id, address, sealed, start_nonce)
+ON CONFLICT DO NOTHING
+RETURNING id
+"""
+KEPT: Final = """
+SELECT DISTINCT ON (chain_id, address) chain_id, address, sealed, start_nonce FROM kept_keys
+ORDER BY chain_id, address, id DESC
+"""
+
+
 class PostgresLedger:
-    """Fulfils ports.Ledger over one connection; calls wait for each other."""
+    """Fulfils ports.Ledger and stages.remains.RemainingLedger over one connection; calls wait for each other."""
 
     def __init__(self, settings: PostgresSettings) -> None:
         self._database = Database(settings)
         self._turn = asyncio.Lock()
+        self._alone: object = None  #: the connection that keeps signers away
+
+    async def enlist(self) -> None:
+        """Be seen by `bar_signers` of others from now on, until `close`. Raises DatabaseUnavailable."""
+        await self._fetch(effect("postgres", "enlist"), "SELECT oncesign_enlist_v1()")
 
     async def record(self, entry: LedgerEntry) -> bool:
         """See ports.Ledger. Durable on return: Postgres' synchronous_commit is on by default."""
@@ -65,6 +98,35 @@ class PostgresLedger:
         rows = await self._fetch(effect("postgres", "watermarks"), query)
         return {(chain_id, "0x" + sender.hex()): int(nonce) for chain_id, sender, nonce in rows}
 
+    async def keep_keys(self, keys: Sequence[KeptKey]) -> None:
+        """See ports.Ledger."""
+        if keys:
+            rows = [(k.chain_id, bytes.fromhex(k.address.removeprefix("0x")), k.sealed, k.start_nonce) for k in keys]
+            columns = tuple(map(list, zip(*rows, strict=True)))
+            await self._fetch(effect("postgres", "keep_keys"), KEEP, columns)
+
+    async def kept_keys(self) -> list[KeptKey]:
+        """See stages.remains.RemainingLedger."""
+        rows = await self._fetch(effect("postgres", "kept_keys"), KEPT)
+        return [KeptKey(chain, "0x" + address.hex(), sealed, int(nonce)) for chain, address, sealed, nonce in rows]
+
+    async def last_rows(self) -> list[LedgerEntry]:
+        """See stages.remains.RemainingLedger."""
+        return [_entry(row) for row in await self._fetch(effect("postgres", "last_rows"), LAST_ROWS)]
+
+    async def holes(self) -> list[tuple[Stream, int]]:
+        """See stages.remains.RemainingLedger."""
+        rows = await self._fetch(effect("postgres", "holes"), HOLES)
+        return [(Stream(source, shard), seq) for source, shard, seq in rows]
+
+    async def bar_signers(self) -> bool:
+        """See stages.remains.RemainingLedger."""
+        query = "SELECT oncesign_bar_signers_v1()" if self._alone is None else "SELECT true"
+        [[alone]] = await self._fetch(effect("postgres", "bar_signers"), query)
+        if alone:
+            self._alone = self._database.connection
+        return bool(alone)
+
     async def signed(self) -> int:
         """How many rows the ledger has sworn to sign."""
         query = "SELECT coalesce(sum(count), 0) FROM signing_ledger"
@@ -77,9 +139,14 @@ class PostgresLedger:
 
     async def _fetch(self, asked: Effect, query: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
         async with self._turn, self._database.cursor() as cursor:
+            self._require_alone()
             with asked:
                 await cursor.execute(query, parameters)
                 return await cursor.fetchall()
+
+    def _require_alone(self) -> None:
+        if self._alone is not None and self._alone is not self._database.connection:
+            raise DatabaseUnavailable("the connection that kept signers away was lost", hint="Run the same again.")
 
 
 def _row(entry: LedgerEntry) -> tuple[Any, ...]:

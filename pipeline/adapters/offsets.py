@@ -83,6 +83,10 @@ class GroupOffsets:
         """Set the offsets of a group that has no members. Raises BusUnavailable."""
         await self._thread.call(self._commit, group, topic, offsets)
 
+    async def members(self, group: str) -> int:
+        """How many members a group has; none when there is no such group. Raises BusUnavailable."""
+        return await self._thread.call(self._members, group)
+
     async def ends(self, topic: str, *, committed: bool) -> tuple[int, ...]:
         """Last stable offsets, or high watermarks. Raises BusUnavailable."""
         level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
@@ -147,6 +151,19 @@ class GroupOffsets:
             effect("kafka", "OffsetCommit"),
             lambda: _Altered(self._admin.alter_consumer_group_offsets([wanted], request_timeout=ASK_TIMEOUT_S)[group]),
         )
+
+    def _members(self, group: str) -> int:
+        try:
+            described = self._result(
+                effect("kafka", "ConsumerGroupDescribe"),
+                lambda: self._admin.describe_consumer_groups([group], request_timeout=ASK_TIMEOUT_S)[group],
+            )
+        except BusUnavailable as error:
+            cause = error.__cause__
+            if isinstance(cause, KafkaException) and cause.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                return 0
+            raise
+        return len(described.members)
 
     def _starts(self, topic: str) -> tuple[int, ...]:
         return self._offsets(topic, OffsetSpec.earliest(), IsolationLevel.READ_UNCOMMITTED)

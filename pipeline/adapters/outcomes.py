@@ -44,6 +44,10 @@ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
 SIGHTED: Final = """
 SELECT topic, partition, kafka_offset FROM verified_batches WHERE (source, shard, seq) = (%s, %s, %s)
 """
+AMONG: Final = """
+SELECT source, shard, seq FROM verified_batches
+WHERE (source, shard, seq) IN (SELECT * FROM unnest(%s::text[], %s::smallint[], %s::bigint[]))
+"""
 POSITION: Final = """
 INSERT INTO verifier_positions (topic, partition, next_offset) VALUES (%s, %s, %s)
 ON CONFLICT (topic, partition) DO UPDATE SET next_offset = EXCLUDED.next_offset
@@ -72,6 +76,12 @@ class PostgresOutcomes:
         rows = await self._fetch(counts, "SELECT status, count(*) FROM outcomes GROUP BY status")
         [[violations]] = await self._fetch(counts, "SELECT count(*) FROM violations")
         return {"signed": 0, "rejected": 0} | dict(rows) | {"violations": violations}
+
+    async def sighted(self, batches: Sequence[tuple[Stream, int]]) -> frozenset[tuple[Stream, int]]:
+        """See stages.remains.Sightings."""
+        columns = [s.source for s, _ in batches], [s.shard for s, _ in batches], [seq for _, seq in batches]
+        rows = await self._fetch(effect("postgres", "sighted"), AMONG, columns)
+        return frozenset((Stream(source, shard), seq) for source, shard, seq in rows)
 
     async def find(self, source: str, tx_id: int) -> Mapping[str, Any] | None:
         """One outcome with its column names."""

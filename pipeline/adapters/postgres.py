@@ -37,6 +37,7 @@ HINTS: Final = {
     "42883": MIGRATE,
     "53100": "Its disk is full: free room, and the pipeline goes on by itself.",
     "42501": "Grant the user of ONCESIGN_POSTGRES__DSN what is missing.",
+    "OS002": "It is over when `oncesign recover` has ended.",
     "25006": "It is a standby: name the primary in ONCESIGN_POSTGRES__DSN.",
 }
 """What to do about an SQLSTATE."""
@@ -115,6 +116,11 @@ class Database:
     def __init__(self, settings: PostgresSettings) -> None:
         self._settings = settings
         self._connection: psycopg.AsyncConnection[tuple[object, ...]] | None = None
+
+    @property
+    def connection(self) -> object:
+        """The one it has now; another one when it was made again, None when there is none."""
+        return self._connection
 
     @asynccontextmanager
     async def cursor(self) -> AsyncIterator[psycopg.AsyncCursor[tuple[object, ...]]]:

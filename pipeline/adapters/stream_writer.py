@@ -43,6 +43,10 @@ class KafkaStreamWriter:
     async def open(self) -> ReaderPosition | None:
         """Fence earlier writers; the position they committed. Raises BusUnavailable, MalformedBatch."""
         await self._transactions.open()
+        return await self.position()
+
+    async def position(self) -> ReaderPosition | None:
+        """The same, fencing nobody. Raises BusUnavailable, MalformedBatch."""
         committed = await self._offsets.committed(self._group, self._topic, self._shards)
         at = committed.get(self._stream.shard)
         return _position(at.metadata) if at is not None else await self._last_batch()

@@ -50,11 +50,18 @@ def lost_of(view: View, stream: Stream, end: int) -> list[Assignment]:
 
 
 def plan_import(view: View, guard: Guard, keys: Sequence[tuple[int, str, bytes, int]], now_ms: int) -> Plan:
-    """(chain id, address, sealed key, start nonce) each. Raises UsageError for a key that is there."""
+    """(chain id, address, sealed key, start nonce) each. Raises UsageError for a key that is there.
+
+    One whose private key was lost with an etcd gets it back, and keeps its nonces.
+    """
     plan = Plan(guard, view)
     for chain_id, address, sealed, nonce in keys:
-        if plan.key(chain_id, address) is not None:  # imported since, or named twice: its nonces must not go back
-            raise UsageError(f"{address} is in the pool of chain {chain_id} already.")
+        if plan.key(chain_id, address) is not None:
+            # Imported since, or named twice: its nonces must not go back.
+            if can_sign(view, address) or guard.paths.sealed(address) in plan.raw_puts:
+                raise UsageError(f"{address} is in the pool of chain {chain_id} already.")
+            plan.raw_puts[guard.paths.sealed(address)] = sealed
+            continue
         plan.put(KeyRecord(chain_id, address, KeyState.FREE, nonce, max(now_ms, view.latest_ms), 0))
         if address not in view.sealed:
             plan.raw_puts[guard.paths.sealed(address)] = sealed
@@ -75,6 +82,11 @@ def plan_change(
     if changed != key:
         plan.put(changed)
     return plan
+
+
+def can_sign(view: View, address: str) -> bool:
+    """Whether etcd has the private key; of one that `oncesign recover` could not bring back it has not."""
+    return address in view.sealed
 
 
 def disabled(key: KeyRecord) -> KeyRecord:

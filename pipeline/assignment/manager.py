@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from pipeline.assignment import startup
 from pipeline.assignment.administration import (
+    can_sign,
     disabled,
     enabled,
     lost_of,
@@ -27,13 +28,15 @@ from pipeline.assignment.administration import (
     plan_lost,
     plan_open,
 )
+from pipeline.assignment.kept import KeptKey, kept_of
 from pipeline.assignment.leadership import Claim, Leadership
 from pipeline.assignment.paths import Paths
 from pipeline.assignment.plan import Plan
 from pipeline.assignment.records import Assignment, KeyRecord, KeyState, Leader, StreamRecord
 from pipeline.assignment.rules import Assigning, plan_release
 from pipeline.assignment.view import Guard, View
-from pipeline.errors import AmbiguousTxn, NotLeader, OncesignError, StoreUnavailable, StreamHalted, UsageError
+from pipeline.assignment.writing import send
+from pipeline.errors import NotLeader, OncesignError, StoreUnavailable, StreamHalted, UsageError
 from pipeline.ports import AssignReply, AssignRequest, Clock, Ledger, Store, TxnResult, Waiting
 from pipeline.settings import Settings
 from pipeline.stream import Stream
@@ -46,8 +49,6 @@ GROUP_MAX: Final = 32
 QUEUE_MAX: Final = 1024
 """Requests that may wait for a key; more are told to come again."""
 
-RESEND_DEADLINE_S: Final = 10.0
-RESEND_PAUSE_S: Final = 0.1
 REPLANS_MAX: Final = 5
 IDLE_S: Final = 0.25
 """How often the writer looks for requests whose deadline has passed."""
@@ -111,6 +112,7 @@ class KeyManager:
             genesis = await startup.genesis_of(self._store, self._ledger, self._paths, self._claim, self._clock)
             self._guard = startup.guard_of(self._paths, self._claim, genesis)
             await self._reload()
+            await self._ledger.keep_keys(kept_of(self._view))
         except BaseException:
             keeping.cancel()
             await self._leadership.resign(self._claim)
@@ -220,8 +222,9 @@ class KeyManager:
         """(chain id, address, sealed key, start nonce) each, in groups. Raises UsageError for a key that is there."""
         self._leading()
         for chain_id, address, _sealed, _nonce in keys:
-            if (chain_id, address) in self._view.keys:
+            if (chain_id, address) in self._view.keys and can_sign(self._view, address):
                 raise UsageError(f"{address} is in the pool of chain {chain_id} already.", hint="Nothing was imported.")
+        await self._ledger.keep_keys([KeptKey(*key) for key in keys])  # first: etcd may be lost, with what it alone has
         for start in range(0, len(keys), GROUP_MAX):
             part = keys[start : start + GROUP_MAX]
             await self._do(partial(plan_import, keys=part, now_ms=self._clock.unix_ms()))
@@ -232,6 +235,8 @@ class KeyManager:
 
     async def enable(self, chain_id: int, address: str) -> None:
         """Lend this key again. Raises UsageError."""
+        if (chain_id, address) in self._view.keys and not can_sign(self._view, address):
+            raise UsageError(f"the private key of {address} was lost.", hint="Run: oncesign keys import")
         await self._do(self._change(chain_id, address, enabled))
 
     async def list_keys(self) -> list[KeyRecord]:
@@ -373,15 +378,7 @@ class KeyManager:
 
     async def _commit(self, plan: Plan) -> TxnResult:
         """Send, and send the identical transaction again while there is no answer. Raises StoreUnavailable."""
-        txn = plan.txn()
-        deadline_s = self._clock.monotonic_s() + RESEND_DEADLINE_S
-        while True:
-            try:
-                return await self._store.commit(txn)
-            except (AmbiguousTxn, StoreUnavailable) as error:
-                if self._clock.monotonic_s() > deadline_s:
-                    raise StoreUnavailable(f"a transaction had no answer for {RESEND_DEADLINE_S:.0f} s") from error
-                await self._clock.sleep(RESEND_PAUSE_S)
+        return await send(self._store, self._clock, plan.txn())
 
     # ── commands ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

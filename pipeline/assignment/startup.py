@@ -1,7 +1,7 @@
 """What a new leader does before it lends anything: read all there is, and refuse what does not fit the ledger.
 
 An etcd restored from a backup looks healthy and would lend nonces a second time; the ledger, in another database,
-remembers them (design rule 9). There is no automatic repair.
+remembers them (design rule 9). There is no automatic repair: see stages.recovery for the operator's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.errors import AmbiguousTxn, DeploymentHalted
 from pipeline.ports import Clock, Compare, Ledger, Store, Txn
 from pipeline.stream import Stream
 
-REPAIR = "Nothing is signed. See docs/operations.md, 'etcd is behind the ledger'."
+REPAIR = "Nothing is signed. `oncesign recover` rebuilds etcd: see docs/operations.md, 'etcd is behind the ledger'."
 
 
 async def genesis_of(store: Store, ledger: Ledger, paths: Paths, claim: Claim, clock: Clock) -> bytes:
@@ -27,6 +27,14 @@ async def genesis_of(store: Store, ledger: Ledger, paths: Paths, claim: Claim, c
     if found is not None:
         return found.value
     await require_new(ledger, paths)
+    return await made_genesis(store, paths, claim, clock)
+
+
+async def made_genesis(store: Store, paths: Paths, claim: Claim, clock: Clock) -> bytes:
+    """The one that etcd has, else a new one, whatever the ledger holds. Raises StoreUnavailable."""
+    found = await store.get(paths.genesis)
+    if found is not None:
+        return found.value
     value = Genesis(str(uuid.uuid4()), clock.unix_ms()).to_json()
     txn = Txn(
         compares=(Compare(paths.leader, create_revision=claim.fence), Compare(paths.genesis, create_revision=0)),
@@ -36,7 +44,7 @@ async def genesis_of(store: Store, ledger: Ledger, paths: Paths, claim: Claim, c
     try:
         result = await store.commit(txn)
     except AmbiguousTxn:
-        return await genesis_of(store, ledger, paths, claim, clock)
+        return await made_genesis(store, paths, claim, clock)
     made = None if result.succeeded else result.reads[paths.genesis]
     return made.value if made is not None else value
 
@@ -77,6 +85,11 @@ def _behind_watermarks(view: View, watermarks: Mapping[tuple[int, str], int]) ->
         elif held.record.next_nonce < watermark:
             next_nonce = held.record.next_nonce
             problems.append(f"{sender} has signed up to nonce {watermark - 1}, etcd would lend {next_nonce}")
+        elif held.record.state is not KeyState.LOCKED and held.record.next_nonce > watermark:
+            # Only a published batch frees a key, and it was sworn before: the ledger has lost rows.
+            problems.append(
+                f"etcd would lend nonce {held.record.next_nonce} of {sender}, it has signed only up to {watermark - 1}"
+            )
     return problems
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline.errors import MalformedBatch
 from pipeline.ethereum.columns import Columns
 from pipeline.ethereum.digest import digest
-from pipeline.ethereum.ipc import read_ipc, write_ipc
+from pipeline.ethereum.ipc import read_fields, read_ipc, write_ipc
 from pipeline.ethereum.reasons import Reason
 from pipeline.stream import START, Cursor, Stream
 
@@ -118,23 +118,32 @@ class Batch:
     def decode(cls, value: bytes) -> Batch:
         """Raises MalformedBatch unless it is a batch of this codec whose content has the digest it carries."""
         rows, fields = read_ipc(value)
-        try:
-            if int(fields["codec"]) != CODEC:
-                raise MalformedBatch(f"the batch has codec {fields['codec']}; this version reads {CODEC}.")
-            header = BatchHeader(
-                Stream(fields["source"], int(fields["shard"])),
-                int(fields["seq"]),
-                Cursor.parse(fields["prev"]),
-                Cursor.parse(fields["cursor"]),
-                int(fields["chain_id"]),
-                fields["system_id"],
-            )
-        except (KeyError, ValueError) as error:
-            raise MalformedBatch(f"the batch's metadata lacks or garbles {error}.") from error
+        header = _header(fields)
         batch = cls.build(header, rows)
         if batch.digest != fields.get("digest"):
             raise MalformedBatch(f"batch {header.seq} of {header.stream} does not have the digest that it carries.")
         return batch
+
+
+def header_of(value: bytes) -> BatchHeader:
+    """The header alone, without reading the rows. Raises MalformedBatch."""
+    return _header(read_fields(value))
+
+
+def _header(fields: dict[str, str]) -> BatchHeader:
+    try:
+        if int(fields["codec"]) != CODEC:
+            raise MalformedBatch(f"the batch has codec {fields['codec']}; this version reads {CODEC}.")
+        return BatchHeader(
+            Stream(fields["source"], int(fields["shard"])),
+            int(fields["seq"]),
+            Cursor.parse(fields["prev"]),
+            Cursor.parse(fields["cursor"]),
+            int(fields["chain_id"]),
+            fields["system_id"],
+        )
+    except (KeyError, ValueError) as error:
+        raise MalformedBatch(f"the batch's metadata lacks or garbles {error}.") from error
 
 
 def _has_stray_null(rows: pa.RecordBatch) -> bool:

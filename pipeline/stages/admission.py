@@ -25,6 +25,10 @@ class Admission:
         """The stream that a partition carries, whatever its records say."""
         return Stream(self._source_of_topic[topic], partition)
 
+    def topic(self, source: str) -> str:
+        """The topic that is for a source."""
+        return next(topic for topic, name in self._source_of_topic.items() if name == source)
+
     def request(self, message: Message, worker: str, node: str, signed_from: tuple[int, ...]) -> AssignRequest:
         """Decode and validate. Raises MalformedBatch for anything that must not be assigned."""
         batch = Batch.decode(message.value)

@@ -39,6 +39,15 @@ class TwinBatchLog:
         found = await offsets.committed(self._broker, self._name, self._group, partitions)
         return {number: Progress(at.offset, int(at.metadata or 0)) for (_, number), at in found.items()}
 
+    async def members(self) -> int:
+        """See stages.remains.GroupLog."""
+        try:
+            return await self._broker.call(
+                Request("ConsumerGroupDescribe", self._name), lambda: len(self._broker.group(self._group).members)
+            )
+        except Refused as refused:
+            raise BusUnavailable(str(refused)) from refused
+
     async def scan(self, topic: str, partition: int, start: int, end: int) -> AsyncGenerator[Message, None]:
         """See ports.BatchLog."""
         position, silent_s = start, 0.0

@@ -1,29 +1,88 @@
-"""The signing ledger in memory, by the rules of sql/migrations/0002_ledger_record.sql."""
+"""The signing ledger in memory, by the rules of sql/migrations/0007_kept_keys.sql."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from pipeline.errors import LedgerRefused
+from pipeline.assignment.kept import KeptKey
+from pipeline.errors import DatabaseUnavailable, LedgerRefused
 from pipeline.ports import LedgerEntry
 from pipeline.stream import Stream
 from pipeline.testing.database import Database
 
 
-class TwinLedger:
-    """Fulfils ports.Ledger."""
+@dataclass(slots=True)
+class Tables:
+    """What the database holds, whoever is connected to it."""
 
-    def __init__(self, database: Database | None = None) -> None:
+    rows: dict[tuple[Stream, int], LedgerEntry] = field(default_factory=dict)
+    next_nonces: dict[tuple[int, str], int] = field(default_factory=dict)
+    kept: list[KeptKey] = field(default_factory=list)
+    enlisted: set[int] = field(default_factory=set)  #: connections that may sign
+    alone: int = 0  #: the connection that keeps all others from it; 0 = none
+    connections: int = 0
+
+
+class TwinLedger:
+    """Fulfils ports.Ledger and stages.remains.RemainingLedger over a connection of its own."""
+
+    def __init__(self, database: Database | None = None, tables: Tables | None = None) -> None:
         self.database = database or Database()
-        self.rows: dict[tuple[Stream, int], LedgerEntry] = {}
-        self.next_nonces: dict[tuple[int, str], int] = {}
+        self.tables = tables or Tables()
+        self._connect()
+
+    def client(self) -> TwinLedger:
+        """Another connection to the same tables."""
+        return TwinLedger(self.database, self.tables)
+
+    def drop(self) -> None:
+        """The connection breaks, or its process dies; the next statement makes another."""
+        self.tables.enlisted.discard(self._connection)
+        if self.tables.alone == self._connection:
+            self.tables.alone = 0
+        self._connect()
+
+    def _connect(self) -> None:
+        self.tables.connections += 1
+        self._connection = self.tables.connections
+
+    @property
+    def rows(self) -> dict[tuple[Stream, int], LedgerEntry]:
+        """By batch."""
+        return self.tables.rows
+
+    @property
+    def next_nonces(self) -> dict[tuple[int, str], int]:
+        """The watermarks."""
+        return self.tables.next_nonces
+
+    async def enlist(self) -> None:
+        """See adapters.ledger.PostgresLedger."""
+        await self.database.ask("enlist", self._enlist)
+
+    def _enlist(self) -> None:
+        if self.tables.alone not in (0, self._connection):
+            raise DatabaseUnavailable("a recovery is under way: nothing may be signed")
+        self.tables.enlisted.add(self._connection)
+
+    async def bar_signers(self) -> bool:
+        """See stages.remains.RemainingLedger."""
+        return await self.database.ask("bar_signers", self._bar)
+
+    def _bar(self) -> bool:
+        tables, me = self.tables, self._connection
+        if tables.alone not in (0, me) or tables.enlisted - {me}:
+            return False
+        tables.alone = me
+        return True
 
     async def record(self, entry: LedgerEntry) -> bool:
         """See ports.Ledger."""
         return await self.database.ask("record", lambda: self._record(entry))
 
     def _record(self, entry: LedgerEntry) -> bool:
+        self._enlist()
         known = self.rows.get((entry.stream, entry.seq))
         if known is not None:
             if replace(known, worker=entry.worker) == entry:
@@ -48,20 +107,64 @@ class TwinLedger:
         """See ports.Ledger."""
         return await self.database.ask("entry", lambda: self.rows.get((stream, seq)))
 
+    async def entries(self, stream: Stream, after: int, limit: int) -> list[LedgerEntry]:
+        """See stages.remains.RemainingLedger."""
+        return await self.database.ask("entries", lambda: self._entries(stream, after)[:limit])
+
+    def _entries(self, stream: Stream, after: int) -> list[LedgerEntry]:
+        found = [entry for (s, seq), entry in self.rows.items() if s == stream and seq > after]
+        return sorted(found, key=lambda entry: entry.seq)
+
     async def heads(self) -> Mapping[Stream, int]:
         """See ports.Ledger."""
         return await self.database.ask("heads", self._heads)
 
+    async def holes(self) -> list[tuple[Stream, int]]:
+        """See stages.remains.RemainingLedger."""
+        return await self.database.ask("holes", self._holes)
+
+    def _holes(self) -> list[tuple[Stream, int]]:
+        heads = sorted(self._heads().items())
+        return [(stream, seq) for stream, head in heads for seq in range(1, head) if (stream, seq) not in self.rows]
+
+    async def last_rows(self) -> list[LedgerEntry]:
+        """See stages.remains.RemainingLedger."""
+        return await self.database.ask("last_rows", self._last_rows)
+
+    def _last_rows(self) -> list[LedgerEntry]:
+        last: dict[tuple[int, str], LedgerEntry] = {}
+        for entry in self.rows.values():
+            sender = entry.chain_id, entry.sender
+            if entry.sender and (sender not in last or last[sender].first_nonce < entry.first_nonce):
+                last[sender] = entry
+        return list(last.values())
+
     async def watermarks(self) -> Mapping[tuple[int, str], int]:
         """See ports.Ledger."""
         return await self.database.ask("watermarks", lambda: dict(self.next_nonces))
+
+    async def keep_keys(self, keys: Sequence[KeptKey]) -> None:
+        """See ports.Ledger."""
+        await self.database.ask("keep_keys", lambda: self._keep(keys))
+
+    def _keep(self, keys: Sequence[KeptKey]) -> None:
+        known = {(key.chain_id, key.address, key.sealed) for key in self.tables.kept}
+        self.tables.kept += [key for key in keys if (key.chain_id, key.address, key.sealed) not in known]
+
+    async def kept_keys(self) -> list[KeptKey]:
+        """See stages.remains.RemainingLedger."""
+        return await self.database.ask("kept_keys", self._kept)
+
+    def _kept(self) -> list[KeptKey]:
+        return list({(key.chain_id, key.address): key for key in self.tables.kept}.values())
 
     async def signed(self) -> int:
         """See adapters.ledger.PostgresLedger."""
         return await self.database.ask("signed", lambda: sum(entry.count for entry in self.rows.values()))
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """The connection ends."""
+        self.drop()
 
     def _heads(self) -> dict[Stream, int]:
         heads: dict[Stream, int] = {}

@@ -34,6 +34,10 @@ class TwinOutcomes:
         """See stages.verifier.Outcomes."""
         return await self.database.ask("positions", lambda: dict(self.next_offsets))
 
+    async def sighted(self, batches: Sequence[tuple[Stream, int]]) -> frozenset[tuple[Stream, int]]:
+        """See stages.remains.Sightings."""
+        return await self.database.ask("sighted", lambda: frozenset(batches) & self.sightings.keys())
+
     async def save(self, finding: Finding, topic: str, partition: int, next_offset: int) -> Sequence[Violation]:
         """See stages.verifier.Outcomes."""
         return await self.database.ask("save", lambda: self._save(finding, topic, partition, next_offset))

@@ -33,6 +33,10 @@ class TwinStreamWriter:
     async def open(self) -> ReaderPosition | None:
         """See ports.StreamWriter."""
         await self._transactions.open()
+        return await self.position()
+
+    async def position(self) -> ReaderPosition | None:
+        """See stages.remains.PositionedWriter."""
         found = await offsets.committed(self._broker, self._id, self._id, [self._place])
         at = found.get(self._place)
         return _position(at.metadata) if at is not None else await self._last_batch()

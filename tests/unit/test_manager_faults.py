@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from pipeline.assignment.manager import RESEND_DEADLINE_S
+from pipeline.assignment.writing import RESEND_DEADLINE_S
 from pipeline.assignment.records import StreamRecord
 from pipeline.errors import (
     DatabaseUnavailable,
