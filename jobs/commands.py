@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from jobs import bench, checks, config, keys, recovery, rows, servers, signing, simulate
+from jobs.chaos.command import chaos
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +26,7 @@ app.command()(checks.tx)
 app.command()(checks.assignments)
 app.command()(recovery.recover)
 app.command()(simulate.simulate)
+app.command()(chaos)
 app.command()(config.config)
 app.add_typer(keys.app, name="keys")
 app.add_typer(bench.app, name="bench")

@@ -30,13 +30,23 @@ SOURCES: Final = ("main.go", "go.mod", "go.sum")
 class EtcdMember:
     """One member of the embedded cluster."""
 
-    def __init__(self, data_dir: Path, index: int, ports: list[tuple[int, int]]) -> None:
-        """`ports` holds (client, peer) of every member."""
+    def __init__(
+        self,
+        data_dir: Path,
+        index: int,
+        ports: list[tuple[int, int]],
+        *,
+        fronts: list[int] | None = None,
+        quota_bytes: int = QUOTA_BYTES,
+    ) -> None:
+        """`ports` holds (client, peer) of every member, `fronts` the ports that clients are told."""
         self.name = member_name(index, len(ports))
         self._folder = data_dir / "etcd" / str(index)
         self._log = data_dir / "logs" / f"{self.name}.log"
         self._index = index
         self._ports = ports
+        self._told = fronts or [client for client, _ in ports]
+        self._quota_bytes = quota_bytes
 
     def prepare(self) -> None:
         """Build etcd if need be. Raises RuntimeFault."""
@@ -56,7 +66,7 @@ class EtcdMember:
             "listen-peer-urls": f"http://{LOOPBACK}:{peer}",
             "initial-advertise-peer-urls": f"http://{LOOPBACK}:{peer}",
             "initial-cluster": cluster,
-            "quota-backend-bytes": str(QUOTA_BYTES),
+            "quota-backend-bytes": str(self._quota_bytes),
             "auto-compaction-mode": "revision",
             "auto-compaction-retention": "10000",
             "log-level": "warn",
@@ -77,7 +87,7 @@ class EtcdMember:
 
     def addresses(self) -> dict[str, str]:
         """The endpoints of the whole cluster."""
-        return {"etcd.endpoints": ",".join(f"http://{LOOPBACK}:{client}" for client, _ in self._ports)}
+        return {"etcd.endpoints": ",".join(f"http://{LOOPBACK}:{port}" for port in self._told)}
 
 
 def member_name(index: int, members: int) -> str:

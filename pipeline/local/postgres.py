@@ -43,11 +43,13 @@ class PostgresServer:
 
     name = "postgres"
 
-    def __init__(self, data_dir: Path, port: int) -> None:
+    def __init__(self, data_dir: Path, port: int, front: int | None = None) -> None:
+        """`front` is the port that clients are told, if it is not its own."""
         self._folder = data_dir / "postgres"
         self._password_file = data_dir / "postgres.password"
         self._log = data_dir / "logs" / "postgres.log"
         self._port = port
+        self._told = front or port
 
     def prepare(self) -> None:
         """Make the database cluster, once, and write its configuration. Raises RuntimeFault."""
@@ -75,7 +77,7 @@ class PostgresServer:
     def addresses(self) -> dict[str, str]:
         """The DSN, and the file with its password."""
         return {
-            "postgres.dsn": f"postgresql://{USER}@{LOOPBACK}:{self._port}/{DATABASE}",
+            "postgres.dsn": f"postgresql://{USER}@{LOOPBACK}:{self._told}/{DATABASE}",
             "postgres.password_file": str(self._password_file),
         }
 

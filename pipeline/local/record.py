@@ -62,8 +62,13 @@ class StackRecord:
     """State of a stack."""
 
     members: int = 1
+    brokers: int = 1
     servers: tuple[str, ...] = ()
     ports: dict[str, int] = field(default_factory=dict)
+    fronts: dict[str, int] = field(default_factory=dict)
+    """Ports of what stands in front of a server, by the name of the server's own: clients are told these instead."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """`etcd.quota_bytes`, `kafka.heap_mib`, where they are not the servers' usual ones."""
     addresses: dict[str, str] = field(default_factory=dict)
     daemon: ProcessRecord | None = None
     processes: dict[str, ProcessRecord] = field(default_factory=dict)

@@ -25,8 +25,8 @@ import psutil
 from pipeline.errors import DiskFull, RuntimeFault
 from pipeline.local import record
 from pipeline.local.cache import progress
-from pipeline.local.etcd import EtcdMember, member_name
-from pipeline.local.kafka import KafkaBroker
+from pipeline.local.etcd import QUOTA_BYTES, EtcdMember, member_name
+from pipeline.local.kafka import BrokerPorts, KafkaBroker, broker_name
 from pipeline.local.postgres import PostgresServer
 from pipeline.local.record import StackRecord
 from pipeline.local.server import Server, free_port, log_tail, port_is_free
@@ -195,7 +195,12 @@ class Stack:
 
 def choose_ports(known: StackRecord) -> None:
     """Keep the ports of last time, so that clients find the servers again, unless somebody else listens there now."""
-    wanted = {"postgres": "postgres", "kafka": "kafka", "kafka.controller": "kafka"}
+    wanted = {"postgres": "postgres"}
+    for index in range(known.brokers):
+        broker = broker_name(index, known.brokers)
+        wanted |= dict.fromkeys([broker, f"{broker}.controller"], broker)
+        if known.brokers > 1:
+            wanted[f"{broker}.internal"] = broker
     for index in range(known.members):
         member = member_name(index, known.members)
         wanted |= {f"etcd-{index}.client": member, f"etcd-{index}.peer": member}
@@ -207,24 +212,47 @@ def choose_ports(known: StackRecord) -> None:
 
 
 def _unused_port(known: StackRecord) -> int:
-    while (port := free_port()) in known.ports.values():
+    while (port := free_port()) in (*known.ports.values(), *known.fronts.values()):
         continue
     return port
 
 
 def servers_of(data_dir: Path, known: StackRecord) -> list[Server]:
     """The servers of a stack, as its record names them; fills in their addresses."""
-    ports = known.ports
     servers: list[Server] = []
     if "etcd" in known.servers:
-        pairs = [(ports[f"etcd-{i}.client"], ports[f"etcd-{i}.peer"]) for i in range(known.members)]
-        servers += [EtcdMember(data_dir, index, pairs) for index in range(known.members)]
+        servers += _etcd_members(data_dir, known)
     if "postgres" in known.servers:
-        servers.append(PostgresServer(data_dir, ports["postgres"]))
+        servers.append(PostgresServer(data_dir, known.ports["postgres"], known.fronts.get("postgres")))
     if "kafka" in known.servers:
-        servers.append(KafkaBroker(data_dir, ports["kafka"], ports["kafka.controller"]))
+        servers += _kafka_brokers(data_dir, known)
     known.addresses = {name: value for server in servers for name, value in server.addresses().items()}
     return servers
+
+
+def _etcd_members(data_dir: Path, known: StackRecord) -> list[Server]:
+    names = [f"etcd-{index}.client" for index in range(known.members)]
+    pairs = [(known.ports[name], known.ports[name.replace(".client", ".peer")]) for name in names]
+    fronts = [known.fronts.get(name, known.ports[name]) for name in names]
+    quota_bytes = known.sizes.get("etcd.quota_bytes", QUOTA_BYTES)
+    return [
+        EtcdMember(data_dir, index, pairs, fronts=fronts, quota_bytes=quota_bytes) for index in range(known.members)
+    ]
+
+
+def _kafka_brokers(data_dir: Path, known: StackRecord) -> list[Server]:
+    names = [broker_name(index, known.brokers) for index in range(known.brokers)]
+    ports = [
+        BrokerPorts(
+            known.ports[name],
+            known.ports[f"{name}.controller"],
+            known.ports.get(f"{name}.internal", 0),
+            known.fronts.get(name),
+        )
+        for name in names
+    ]
+    heap_mib = known.sizes.get("kafka.heap_mib")
+    return [KafkaBroker(data_dir, index, ports, heap_mib) for index in range(known.brokers)]
 
 
 def _end(processes: list[psutil.Process], number: signal.Signals, timeout_s: float = STOP_TIMEOUT_S) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from pipeline.local import record
-from pipeline.local.record import ProcessRecord
-from pipeline.local.stack import Stack
+from pipeline.local.record import ProcessRecord, StackRecord
+from pipeline.local.stack import Stack, servers_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
 
@@ -110,3 +111,28 @@ def test_three_etcd_members_make_one_cluster(stack: Stack) -> None:
     known = stack.up(members=3, servers=("etcd",))
     assert sorted(known.running()) == ["etcd-0", "etcd-1", "etcd-2"]
     assert len(known.addresses["etcd.endpoints"].split(",")) == 3
+
+
+def test_three_brokers_keep_three_copies_behind_the_ports_that_clients_are_told(tmp_path: Path) -> None:
+    stack = Stack(tmp_path / "data")
+    stack.data_dir.mkdir()
+    StackRecord(brokers=3).save(stack.data_dir)
+    try:
+        known = stack.up(servers=("kafka",))
+        assert sorted(known.running()) == ["kafka-0", "kafka-1", "kafka-2"]
+        admin = AdminClient({"bootstrap.servers": known.addresses["kafka.bootstrap_servers"]})
+        admin.create_topics([NewTopic("kept", 2, 3)])["kept"].result(30)
+        topic = admin.list_topics("kept", timeout=30).topics["kept"]
+        assert [sorted(partition.replicas) for partition in topic.partitions.values()] == [[1, 2, 3]] * 2
+    finally:
+        stack.down()
+
+
+def test_clients_are_told_what_stands_in_front_of_a_server(tmp_path: Path) -> None:
+    ports = {"etcd-0.client": 1, "etcd-0.peer": 2, "postgres": 3, "kafka": 4, "kafka.controller": 5}
+    fronts = {"etcd-0.client": 11, "postgres": 13, "kafka": 14}
+    known = StackRecord(servers=("etcd", "postgres", "kafka"), ports=ports, fronts=fronts)
+    servers_of(tmp_path, known)
+    assert known.addresses["etcd.endpoints"] == "http://127.0.0.1:11"
+    assert ":13/" in known.addresses["postgres.dsn"]
+    assert known.addresses["kafka.bootstrap_servers"] == "127.0.0.1:14"

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from pipeline.adapters.postgres import connection_string
 from pipeline.errors import RuntimeFault, SettingError
 from pipeline.local import stack as stack_module
-from pipeline.local.kafka import KafkaBroker
+from pipeline.local.kafka import BrokerPorts, KafkaBroker
 from pipeline.local.record import StackRecord
 from pipeline.local.stack import Stack
 from pipeline.settings import PostgresSettings
@@ -310,4 +310,4 @@ def read_committed(bootstrap: str) -> list[bytes | None]:
 
 def test_a_path_that_kafka_takes_for_two_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="comma"):
-        KafkaBroker(tmp_path / "a,b", 1, 2).prepare()
+        KafkaBroker(tmp_path / "a,b", 0, [BrokerPorts(1, 2)]).prepare()

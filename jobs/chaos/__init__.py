@@ -1,0 +1,1 @@
+"""`oncesign chaos`: faults on real parts under load, then the invariants."""
