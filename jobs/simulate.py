@@ -29,6 +29,7 @@ class Tally:
     courses: int = 0
     rows: int = 0
     broken: int = 0
+    unmet: int = 0
     slowest_s: float = 0.0
     faults: Counter[str] = field(default_factory=Counter)
 
@@ -42,6 +43,7 @@ class Result:
     rows: int
     resumed_s: float
     faults: Counter[str]
+    unmet: bool = False  #: a crash point did not occur: there was no such request
 
 
 def simulate(
@@ -75,6 +77,8 @@ def simulate(
         "slowest_recovery_virtual_s": round(tally.slowest_s, 1),
         "broken": tally.broken,
     }
+    if crash_points or pairs:
+        fields["without_their_crash_point"] = tally.unmet
     emit_fields(fields, as_json=json)
     if tally.broken:
         raise ViolationFound(f"{tally.broken} of {tally.courses} courses of events broke an invariant.")
@@ -103,6 +107,7 @@ def _tallied(results: Iterator[Result]) -> Tally:
         tally.faults.update(result.faults)
         tally.slowest_s = max(tally.slowest_s, result.resumed_s)
         tally.broken += bool(result.breaches)
+        tally.unmet += result.unmet
         if result.breaches and tally.broken <= SHOWN_MAX:
             say(f"{result.name}: " + "; ".join(result.breaches[:3]))
         if time.monotonic() - told_s > PROGRESS_EVERY_S:
@@ -116,7 +121,7 @@ def _results(points: bool, pairs: bool, seeds: range, workers: int) -> Iterator[
         from pipeline.testing.simulation import crashes
 
         found = crashes.boundaries()
-        plans = list(crashes.pairs(found) if pairs else crashes.singles(found))
+        plans: Sequence[Any] = list(crashes.pairs(found) if pairs else crashes.singles(found))
         yield from _spread(_run_points, plans, workers)
     else:
         yield from _spread(_run_seed, seeds, workers)
@@ -146,9 +151,9 @@ def _run_seed(seed: int) -> Result:
     return Result(f"--seed {seed}", verdict.breaches, verdict.rows, verdict.resumed_s, verdict.faults)
 
 
-def _run_points(plan: list[Any]) -> Result:
+def _run_points(plan: Any) -> Result:
     from pipeline.testing.simulation.crashes import run_points
 
-    verdict, _ = run_points(plan)
-    name = " and then ".join(str(point) for point in plan)
-    return Result(name, verdict.breaches, verdict.rows, verdict.resumed_s, verdict.faults)
+    verdict, crashes = run_points(plan)
+    unmet = crashes.met_points < len(plan.points)
+    return Result(str(plan), verdict.breaches, verdict.rows, verdict.resumed_s, verdict.faults, unmet=unmet)

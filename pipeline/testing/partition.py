@@ -59,6 +59,13 @@ class PartitionLog:
         self.start = min(max(self.start, before), self.end)
         self.entries = [entry for entry in self.entries if entry.offset >= self.start]
 
+    def truncate(self, end: int) -> None:
+        """As an unclean leader election does: everything from an offset on is gone, and its offsets are used again."""
+        self.end = max(self.start, min(self.end, end))
+        self.entries = [entry for entry in self.entries if entry.offset < self.end]
+        self.open = {producer: first for producer, first in self.open.items() if first < self.end}
+        self.seen = {offset for offset in self.seen if offset < self.end}
+
     def read(self, position: int, most: int) -> tuple[list[Message], int]:
         """Committed records from a position on, `most` of them at the most, and the position after what was read."""
         messages: list[Message] = []

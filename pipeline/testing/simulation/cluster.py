@@ -130,15 +130,24 @@ class Cluster:
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def start(self) -> None:
-        """Topics, first offsets, keys; then every process."""
+        """Topics, first offsets, every process, and keys, for which an operator asks until they are there."""
         for topic, partitions in ((BATCHES, self.shape.streams), (SIGNED, SIGNED_PARTITIONS), (REJECTED, 1)):
             self.broker.create_topic(topic, partitions)
         begin = {(BATCHES, shard): Committed(0, "0") for shard in range(self.shape.streams)}
         self.broker.group(GROUP).commit(Generation(GROUP), begin)
-        self._start(self.members[0])
-        await RemoteManager(self).import_keys(SEALED[: self.shape.keys])
-        for member in self.members[1:]:
+        for member in self.members:
             self._start(member)
+        while not await self._keys_imported():
+            await self.clock.sleep(SUPERVISE_EVERY_S)
+
+    async def _keys_imported(self) -> bool:
+        try:
+            await RemoteManager(self).import_keys(SEALED[: self.shape.keys])
+        except UsageError:  # they are there: the answer was lost
+            return True
+        except OncesignError:
+            return False
+        return True
 
     async def supervise(self) -> None:
         """Start again what has died or ended, for ever."""
@@ -165,6 +174,12 @@ class Cluster:
         member.process = Process(self.loop, f"{member.name}.{member.started}")
         self.story.tell(member.process.name, "starts")
         member.task = member.process.spawn(_carried(member.work, member.process))
+
+    def start_what_failed(self) -> None:
+        """As an operator does who has mended what no other start would have."""
+        for member in self.members:
+            if member.failed is not None:
+                self._start(member)
 
     def member(self, name: str) -> Member:
         """By its name without the number of its start."""
@@ -196,7 +211,10 @@ class Cluster:
 
     async def _sign(self, process: Process, slot: int) -> None:
         kernel = WitnessKernel(self.history)
-        signer = Signer(process.name, self.ledger, KEK, kernel, self.clock, self.settings.signing)
+        ledger = self.ledger.client()
+        process.ended.append(ledger.drop)
+        await ledger.enlist()
+        signer = Signer(process.name, ledger, KEK, kernel, self.clock, self.settings.signing)
         self.signers[slot] = process, signer
         await asyncio.Event().wait()
 

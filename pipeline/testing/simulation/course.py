@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from pipeline.testing.simulation import evidence
 from pipeline.testing.simulation.cluster import Cluster, Shape
@@ -60,16 +60,24 @@ def run(seed: int, *, told: bool = False) -> Verdict:
     return loop.run(_course(cluster, weather, rng, Nemesis(cluster, rng)))
 
 
-def run_calmly(fates: Weathering, story: Story, loop: SimulatedLoop) -> Verdict:
-    """The one course of events in which nothing goes wrong but what these fates bring."""
+def run_calmly(
+    fates: Weathering,
+    story: Story,
+    loop: SimulatedLoop,
+    incident: Callable[[Cluster], Coroutine[Any, Any, None]] | None = None,
+) -> Verdict:
+    """The one course of events in which nothing goes wrong but what these fates, and an incident, bring."""
     rng = random.Random(0)  # noqa: S311 - not for secrets
-    return loop.run(_course(Cluster(loop, fates, Shape(), story), fates, rng, None))
+    cluster = Cluster(loop, fates, Shape(), story)
+    if incident is not None:
+        loop.create_task(incident(cluster))
+    return loop.run(_course(cluster, fates, rng, None))
 
 
 async def _course(cluster: Cluster, fates: Weathering, rng: random.Random, nemesis: Nemesis | None) -> Verdict:
-    await cluster.start()
-    supervising = asyncio.ensure_future(cluster.supervise())
     fates.calm = False
+    supervising = asyncio.ensure_future(cluster.supervise())
+    await cluster.start()
     inserting = asyncio.ensure_future(insert(cluster.source, rng, cluster.story, ROWS, STORM_S))
     await (nemesis.rage(STORM_S) if nemesis is not None else asyncio.sleep(STORM_S))
     await inserting

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from pipeline.testing.group import Committed
 from pipeline.testing.network import Request
+from pipeline.testing.simulation.cluster import BATCHES, GROUP, Cluster
 from pipeline.testing.simulation.course import Verdict, run_calmly
+from pipeline.testing.simulation.evidence import PATHS
 from pipeline.testing.simulation.loop import SimulatedLoop
 from pipeline.testing.simulation.story import Story
 from pipeline.testing.simulation.weather import QUIET
@@ -20,6 +23,9 @@ HOW: Final = {
     "late answer": Fate(back_s=13.0),
 }
 """A late answer comes after every time-out of a client and after the broker has given up its transaction."""
+
+NTH: Final = (1, 3)
+LOOK_S: Final = 0.0005
 
 
 class Boundary(NamedTuple):
@@ -77,37 +83,71 @@ class Crashes:
             self.story.tell(client, f"{request.server} {request.name}: {outcome}")
 
 
-def run_points(points: Sequence[CrashPoint], *, told: bool = False) -> tuple[Verdict, Crashes]:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Crash points one after the other; with `lost_batch` in a course in which Kafka loses a batch that has a key."""
+
+    points: tuple[CrashPoint, ...] = ()
+    lost_batch: bool = False
+
+    def __str__(self) -> str:
+        return ("a lost batch: " if self.lost_batch else "") + " and then ".join(map(str, self.points))
+
+    def then(self, *points: CrashPoint) -> Plan:
+        """The same, and more."""
+        return Plan((*self.points, *points), self.lost_batch)
+
+
+def run_points(plan: Plan, *, told: bool = False) -> tuple[Verdict, Crashes]:
     """One course with these crash points, and how many of them were met."""
     loop = SimulatedLoop()  # type: ignore[abstract] # what it lacks is I/O
-    crashes = Crashes(points, Story(loop, kept=told))
-    return run_calmly(crashes, crashes.story, loop), crashes
+    crashes = Crashes(plan.points, Story(loop, kept=told))
+    incident = lose_batch if plan.lost_batch else None
+    return run_calmly(crashes, crashes.story, loop, incident), crashes
 
 
-def boundaries() -> dict[Boundary, tuple[CrashPoint, ...]]:
-    """Every boundary there is, with the deaths that must come before it occurs.
+async def lose_batch(cluster: Cluster) -> None:
+    """When the first batch has a key its consumer dies, and somebody sets the group's offset past it."""
+    at = PATHS.assignment(cluster.streams[0], 1)
+    while cluster.etcd.get(at) is None:
+        await cluster.clock.sleep(LOOK_S)
+    for member in cluster.members:
+        if member.name.startswith("consumer") and member.process is not None:
+            member.process.kill()
+    group = cluster.broker.group(GROUP)
+    group.offsets[BATCHES, 0] = Committed(2, "1")  # after the record and the marker of its transaction
+    cluster.story.tell("world", "sets the offset of the first batch forward, which is signed and not published")
 
-    Those that occur when nothing goes wrong need none; the others are parts of a recovery from one death.
+
+def boundaries() -> dict[Boundary, Plan]:
+    """Every boundary there is, with what must come before it occurs.
+
+    Most occur when nothing goes wrong; the others are parts of a recovery from one death or from a lost batch.
     """
-    found: dict[Boundary, tuple[CrashPoint, ...]] = dict.fromkeys(sorted(run_points([])[1].seen), ())
-    for at in list(found):
+    found: dict[Boundary, Plan] = {}
+    for plan in (Plan(), Plan(lost_batch=True)):
+        for at in sorted(run_points(plan)[1].seen):
+            found.setdefault(at, plan)
+    for at, plan in list(found.items()):
         for how in HOW:
-            first = CrashPoint(at, how)
-            for later in sorted(run_points([first])[1].seen):
-                found.setdefault(later, (first,))
+            first = plan.then(CrashPoint(at, how))
+            for later in sorted(run_points(first)[1].seen):
+                found.setdefault(later, first)
     return found
 
 
-def singles(found: Mapping[Boundary, tuple[CrashPoint, ...]]) -> Iterator[list[CrashPoint]]:
+def singles(found: Mapping[Boundary, Plan]) -> Iterator[Plan]:
     """Every way to fail at every boundary, at its first and at a later occurrence."""
     for at, before in found.items():
-        yield from ([*before, CrashPoint(at, how, nth)] for how in HOW for nth in (1, 3))
+        yield from (before.then(CrashPoint(at, how, nth)) for how in HOW for nth in NTH)
 
 
-def pairs(found: Mapping[Boundary, tuple[CrashPoint, ...]]) -> Iterator[list[CrashPoint]]:
+def pairs(found: Mapping[Boundary, Plan]) -> Iterator[Plan]:
     """Every single failure, and then every other one, also while the first is recovered from."""
-    for first in (CrashPoint(at, how) for at in found for how in HOW):
-        yield from ([*found[first.boundary], first, CrashPoint(at, how)] for at in found for how in HOW)
+    for first, before in found.items():
+        for how in HOW:
+            begun = before.then(CrashPoint(first, how))
+            yield from (begun.then(CrashPoint(at, later)) for at in found for later in HOW)
 
 
 def _kind(client: str) -> str:

@@ -9,11 +9,18 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
 
+from pipeline.ports import LedgerEntry
+from pipeline.stream import Stream
+from pipeline.testing.broker import MESSAGE_MAX_BYTES
 from pipeline.testing.group import Committed, Generation
 from pipeline.testing.simulation.cluster import BATCHES, GROUP, SIGNED, Cluster
+from pipeline.testing.source import StoredRow
 from pipeline.testing.store import TwinEtcd
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 DEEDS_MAX: Final = 4
 DISASTER_SHARE: Final = 0.1
@@ -24,6 +31,18 @@ OUTAGE_S: Final = (0.2, 1.0, 4.0)
 CLOCK_JUMP_MS: Final = (-600_000, -5_000, 5_000, 600_000)
 STEPS_MAX: Final = 60
 STRAY_SHARE: Final = 0.3
+TINY_BYTES: Final = 300
+OPERATOR_LOOKS_S: Final = (1.5, 6.0, 20.0)
+"""When somebody looks whether anything has ended for good; an answer can be as late as the last of them."""
+
+
+class Standby(NamedTuple):
+    """What a copy of Postgres has that lags behind."""
+
+    source: dict[int, StoredRow]
+    xid: int
+    ledger: dict[tuple[Stream, int], LedgerEntry]
+    next_nonces: dict[tuple[int, str], int]
 
 
 class Nemesis:
@@ -33,6 +52,7 @@ class Nemesis:
         self._cluster = cluster
         self._rng = rng
         self._backup: TwinEtcd | None = None
+        self._rows: Standby | None = None
         self._deeds = [deed for deed in self._faults() if rng.random() < 0.5]
         self._disasters = self._catastrophes() if rng.random() < DISASTER_SHARE else []
         self.disasters = 0
@@ -51,10 +71,18 @@ class Nemesis:
             self._usurp,
             self._rebalance,
             self._jump_clock,
+            self._shrink_messages,
         ]
 
     def _catastrophes(self) -> list[Callable[[], None]]:
-        return [self._restore_etcd, self._recreate_topic, self._trim_topic, self._skip_batch]
+        return [
+            self._restore_etcd,
+            self._recreate_topic,
+            self._trim_topic,
+            self._truncate_topic,
+            self._skip_batch,
+            self._lose_commits,
+        ]
 
     async def rage(self, storm_s: float) -> None:
         """A few deeds within that time, a disaster among them if this seed has one."""
@@ -132,6 +160,16 @@ class Nemesis:
         switch(True)  # noqa: FBT003 - down or not
         self._later(for_s, lambda: switch(False))  # noqa: FBT003
 
+    def _shrink_messages(self) -> None:
+        """Somebody sets max.message.bytes below what a record needs, and mends it; an operator starts what ended."""
+        bounds, topic = self._cluster.broker.bounds, self._rng.choice([BATCHES, SIGNED])
+        for_s = self._rng.choice(OUTAGE_S)
+        self._fault("message too large", "kafka", f"{topic} takes no record above {TINY_BYTES} bytes for {for_s} s")
+        bounds[topic] = TINY_BYTES
+        self._later(for_s, lambda: bounds.update({topic: MESSAGE_MAX_BYTES}))
+        for seen_s in OPERATOR_LOOKS_S:
+            self._later(for_s + seen_s, self._cluster.start_what_failed)
+
     def _lose_leader(self) -> None:
         """Its lease ends while it lives: its keep-alives did not come through."""
         self._fault("lost lease", "etcd", "ends all leases")
@@ -153,7 +191,9 @@ class Nemesis:
         self._fault("disaster", who, f"DISASTER: {what}")
 
     def _back_up(self) -> None:
+        source, ledger = self._cluster.source, self._cluster.ledger
         self._backup = self._cluster.etcd.backup()
+        self._rows = Standby(dict(source.rows), source.xid, dict(ledger.rows), dict(ledger.next_nonces))
 
     def _restore_etcd(self) -> None:
         if self._backup is not None:
@@ -172,6 +212,24 @@ class Nemesis:
         self._disaster("kafka", f"{BATCHES}[{log.number}] loses everything below offset {log.last_stable}")
         log.trim(log.last_stable)
 
+    def _truncate_topic(self) -> None:
+        """An unclean election: the new leader of a partition never had its last records."""
+        topic = self._rng.choice([BATCHES, SIGNED])
+        log = self._rng.choice(self._cluster.broker.topics[topic])
+        end = self._rng.randint(log.start, log.end)
+        self._disaster("kafka", f"{topic}[{log.number}] loses everything from offset {end} on")
+        log.truncate(end)
+
+    def _lose_commits(self) -> None:
+        """Postgres fails over to a standby that lags behind."""
+        if self._rows is not None:
+            self._disaster("postgres", "it fails over to a standby without the last commits")
+            source, ledger = self._cluster.source, self._cluster.ledger
+            source.xid = self._rows.xid
+            _set_back(source.rows, self._rows.source)
+            _set_back(ledger.rows, self._rows.ledger)
+            _set_back(ledger.next_nonces, self._rows.next_nonces)
+
     def _skip_batch(self) -> None:
         """An operator sets the consumers' offset forward."""
         log = self._rng.choice(self._cluster.broker.topics[BATCHES])
@@ -180,3 +238,8 @@ class Nemesis:
         if at is not None and at.offset < log.last_stable:
             self._disaster("kafka", f"the offset of {BATCHES}[{log.number}] is set forward from {at.offset}")
             group.offsets[BATCHES, log.number] = Committed(log.last_stable, at.metadata)
+
+
+def _set_back(table: dict[K, V], to: dict[K, V]) -> None:
+    table.clear()
+    table.update(to)

@@ -47,6 +47,10 @@ class RemoteManager:
         """See ports.Assigner."""
         await self._ask("halt", lambda manager: manager.halt(stream, reason))
 
+    async def unhalt(self, stream: Stream) -> None:
+        """See assignment.manager.KeyManager."""
+        await self._ask("unhalt", lambda manager: manager.unhalt(stream))
+
     async def open_stream(self, record: StreamRecord) -> StreamRecord:
         """See stages.reader.Streams."""
         return await self._ask("open_stream", lambda manager: manager.open_stream(record))
