@@ -26,7 +26,7 @@ from actors.names import START_TIMEOUT_S, namespace
 from actors.supervisor import PipelineStatus, SupervisorActor
 from pipeline.adapters.ledger import PostgresLedger
 from pipeline.adapters.outcomes import PostgresOutcomes
-from pipeline.errors import Halted, OncesignError, RuntimeFault, ViolationFound
+from pipeline.errors import DependencyDown, Halted, OncesignError, RuntimeFault, ViolationFound
 from pipeline.settings import Settings
 
 PROGRESS_EVERY_S: Final = 1.0
@@ -65,6 +65,7 @@ class Driver:
         self._signed = 0
         self._total = 0
         self._counted_s = -COUNT_EVERY_S
+        self._uncounted = False
         self._rejected = 0
         self._drained_ms = 0
         self._last_unix_s = 0.0
@@ -144,6 +145,16 @@ class Driver:
         return verifier is not None and int(verifier.counts.get("caught_up_ms", 0)) > self._drained_ms
 
     async def _count(self, ledger: PostgresLedger, status: PipelineStatus) -> None:
+        """For the progress report; a Postgres that is away for a while ends no pipeline whose actors wait for it."""
+        try:
+            await self._count_rows(ledger, status)
+            self._uncounted = False
+        except DependencyDown as error:
+            if not self._uncounted:
+                _say(f"rows cannot be counted now: {error}")
+            self._uncounted = True
+
+    async def _count_rows(self, ledger: PostgresLedger, status: PipelineStatus) -> None:
         now_s = time.monotonic()
         if self._ready_s is None and status.members:
             self._ready_s = now_s
