@@ -121,11 +121,16 @@ def test_three_brokers_keep_three_copies_behind_the_ports_that_clients_are_told(
         known = stack.up(servers=("kafka",))
         assert sorted(known.running()) == ["kafka-0", "kafka-1", "kafka-2"]
         admin = AdminClient({"bootstrap.servers": known.addresses["kafka.bootstrap_servers"]})
+        wait_for(lambda: len(admin.list_topics(timeout=30).brokers) == 3)  # serving comes before being registered
         admin.create_topics([NewTopic("kept", 2, 3)])["kept"].result(30)
-        topic = admin.list_topics("kept", timeout=30).topics["kept"]
-        assert [sorted(partition.replicas) for partition in topic.partitions.values()] == [[1, 2, 3]] * 2
+        wait_for(lambda: replicas(admin, "kept") == [[1, 2, 3]] * 2)
     finally:
         stack.down()
+
+
+def replicas(admin: AdminClient, topic: str) -> list[list[int]]:
+    found = admin.list_topics(topic, timeout=30).topics[topic].partitions.values()
+    return [sorted(partition.replicas) for partition in found]
 
 
 def test_clients_are_told_what_stands_in_front_of_a_server(tmp_path: Path) -> None:
