@@ -1,0 +1,260 @@
+"""`python -m tests.chaos.crash_points`: SIGKILL at every boundary of an external effect, on real servers.
+
+For each boundary a whole pipeline runs until it reaches it and is killed there; then another one runs until everything
+is settled, and what the servers hold is checked against the invariants. Which boundaries there are is not written down
+here: a first life that nobody kills tells, and the lives that recover tell of those that only a recovery meets. An
+effect that the adapters name and that no life meets is a failure, unless UNMET says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pipeline import adapters
+from pipeline.effects import Moment
+from tests.chaos.crash_points_ground import Ground, embedded
+from tests.chaos.crash_points_life import Boundary, Point, Record
+from tests.chaos.crash_points_zygote import Zygote
+
+LANES: Final = 6
+"""Cases at once: most of a recovery is waiting for the dead consumer's session."""
+
+VIOLATION: Final = 4
+"""Exit code, as of `oncesign verify`."""
+
+DEEP: Final = {
+    Boundary("key-manager", "etcd", "Txn"): tuple(range(1, 17)),
+    Boundary("signer", "postgres", "record"): (1, 2, 3, 5, 8),
+    Boundary("consumer", "kafka", "Produce"): (1, 2, 3, 5, 8),
+    Boundary("consumer", "kafka", "TxnOffsetCommit"): (1, 2, 3),
+    Boundary("consumer", "kafka", "EndTxn"): (1, 2, 3),
+    Boundary("consumer", "key-manager", "release"): (1, 2, 3),
+    Boundary("reader", "kafka", "EndTxn"): (1, 2, 3),
+    Boundary("verifier", "postgres", "save"): (1, 2, 3),
+    Boundary("start", "postgres", "migrate"): tuple(range(1, 10)),
+}
+"""Boundaries with which something begins to be true are looked at more often: at which occurrences."""
+
+READS: Final = frozenset(
+    [
+        "Fetch",
+        "ListOffsets",
+        "Metadata",
+        "OffsetFetch",
+        "Range",
+        "assignments",
+        "check",
+        "entry",
+        "heads",
+        "positions",
+        "rows_after",
+        "rows_of",
+        "streams",
+        "system_id",
+        "watermarks",
+        "generation",
+    ]
+)
+"""After the first of these nothing is other than after the third."""
+
+USUAL: Final = (1, 3)
+
+UNMET: Final = {
+    "etcd Authenticate": "the embedded etcd has no users",
+    "kafka Metadata": "",
+    "postgres any_after": "asked by `oncesign sign` and the supervisor, for a status",
+    "postgres count": "as above",
+    "postgres counts": "as above",
+    "postgres entries": "read by commands of an operator",
+    "postgres find": "as above",
+    "postgres held_back_by": "as above",
+    "postgres signed": "as above",
+    "postgres reconcile": "reads, by `oncesign verify` and at the end of each case",
+    "postgres rows_between": "only when a topic was made anew after its batches were assigned",
+}
+"""Effects that no life here meets, and why."""
+
+
+@dataclass(slots=True)
+class Case:
+    """Deaths in order, each of a life of its own, and what came of them."""
+
+    points: tuple[Point, ...]
+    met: list[bool] = field(default_factory=list)
+    settled_s: float = 0.0
+    breaches: list[str] = field(default_factory=list)
+    after: set[Boundary] = field(default_factory=set)  #: met by the life that recovered
+
+    @property
+    def verdict(self) -> str:
+        """In a word or a line."""
+        if self.breaches:
+            return "; ".join(self.breaches[:3])
+        return "ok" if all(self.met) else "never met"
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        last = self.points[-1] if self.points else None
+        return {
+            "boundary": str(last.boundary) if last else "",
+            "moment": last.moment if last else "",
+            "nth": last.nth if last else 0,
+            "after": [str(point) for point in self.points[:-1]],
+            "met": all(self.met),
+            "recovered_s": round(self.settled_s, 2),
+            "breaches": self.breaches,
+        }
+
+
+class Runner:
+    """Runs cases in lanes, each in a place of its own."""
+
+    def __init__(self, ground: Ground, zygote: Zygote, lanes: int = LANES) -> None:
+        self._ground = ground
+        self._zygote = zygote
+        self._lanes = lanes
+
+    def run(self, cases: Iterable[tuple[Point, ...]]) -> Iterator[Case]:
+        """In order."""
+        with ThreadPoolExecutor(self._lanes) as lanes:
+            yield from lanes.map(self.case, cases)
+
+    def case(self, points: tuple[Point, ...]) -> Case:
+        """One; once more when a point was not met: what a recovery meets depends on who was quicker."""
+        first = self._once(points)
+        return first if first.verdict != "never met" else self._once(points)
+
+    def _once(self, points: tuple[Point, ...]) -> Case:
+        case = Case(points)
+        bare = any(point.boundary.request == "migrate" for point in points)
+        place = self._ground.place(migrated=not bare)
+        for number, point in enumerate(points):
+            record = self._zygote.live(place, point, f"life-{number}")
+            case.met.append(record.met)
+            case.breaches += [] if record.met else _judged(record)
+        record = self._zygote.live(place, None, "last-life")
+        case.breaches += _judged(record)
+        case.settled_s = record.settled_s
+        case.after = {boundary for boundary, _ in record.seen}
+        if not case.breaches:
+            self._ground.clear(place)
+            shutil.rmtree(place.directory)
+        return case
+
+    def calm(self) -> dict[tuple[Boundary, Moment], int]:
+        """What a life that nobody kills meets, and how often. Raises AssertionError when it is not well."""
+        place = self._ground.place(migrated=False)
+        record = self._zygote.live(place, None, "calm")
+        if found := _judged(record):
+            raise AssertionError(f"a life that nobody kills: {found}; see {place.directory}")
+        self._ground.clear(place)
+        return record.seen
+
+
+def _judged(record: Record) -> list[str]:
+    return record.breaches if record.seen else [*record.breaches, "a life ended without a word"]
+
+
+def singles(seen: dict[tuple[Boundary, Moment], int]) -> Iterator[tuple[Point, ...]]:
+    """A death at each boundary that was seen, at its first and at later occurrences."""
+    for (boundary, moment), times in sorted(seen.items()):
+        often = USUAL[:1] if boundary.request in READS else DEEP.get(boundary, USUAL)
+        yield from ((Point(boundary, moment, nth),) for nth in often if nth <= times)
+
+
+def of_recovery(cases: Sequence[Case], known: Iterable[Boundary]) -> Iterator[tuple[Point, ...]]:
+    """A death at each boundary that only a recovery met, after the death with which it began."""
+    fresh: dict[Boundary, tuple[Point, ...]] = {}
+    for case in cases:
+        for boundary in case.after - set(known):
+            fresh.setdefault(boundary, case.points)
+    for boundary, before in sorted(fresh.items()):
+        yield from ((*before, Point(boundary, moment)) for moment in Moment)
+
+
+def named() -> set[str]:
+    """Every effect that the adapters name."""
+    found = set()
+    for path in Path(adapters.__path__[0]).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "effect":
+                found.add(" ".join(ast.literal_eval(argument) for argument in node.args))
+    return found
+
+
+def never_met(cases: Iterable[Case]) -> set[str]:
+    """Effects at which no life was killed, and that UNMET does not excuse."""
+    met = {f"{point.boundary.server} {point.boundary.request}" for case in cases for point in case.points}
+    return named() - met - UNMET.keys()
+
+
+def main() -> int:
+    """Exit code 4 when an invariant broke or a boundary was never met."""
+    parser = argparse.ArgumentParser(description="SIGKILL at every boundary of an external effect, on real servers.")
+    parser.add_argument("--only", default="", help="only points whose name contains this text")
+    parser.add_argument("--json", action="store_true", help="one object per line")
+    parser.add_argument("--lanes", type=int, default=LANES, help="cases at once")
+    arguments = parser.parse_args()
+    directory = Path(tempfile.mkdtemp(prefix="oncesign-crash-points-"))
+    started_s = time.monotonic()
+    with embedded(directory) as ground:
+        zygote = Zygote()
+        try:
+            cases = _all(Runner(ground, zygote, arguments.lanes), arguments.only, as_json=arguments.json)
+        finally:
+            zygote.close()
+    missing = set() if arguments.only else never_met(cases)
+    failed = [case for case in cases if case.verdict != "ok"]
+    _say(_summary(cases, failed, missing, time.monotonic() - started_s))
+    if failed:
+        _say(f"logs of the failed ones: {directory}")
+    else:
+        shutil.rmtree(directory)
+    return VIOLATION if failed or missing else 0
+
+
+def _all(runner: Runner, only: str, *, as_json: bool) -> list[Case]:
+    seen = runner.calm()
+    firsts = [points for points in singles(seen) if only in str(points[-1])]
+    cases = [_shown(case, as_json=as_json) for case in runner.run(firsts)]
+    others = list(of_recovery(cases, {boundary for boundary, _ in seen}))
+    return cases + [_shown(case, as_json=as_json) for case in runner.run(others)]
+
+
+def _shown(case: Case, *, as_json: bool) -> Case:
+    if as_json:
+        sys.stdout.write(json.dumps(case.to_json()) + "\n")
+    else:
+        at = case.points[-1]
+        began = f" (after {'; '.join(map(str, case.points[:-1]))})" if case.points[1:] else ""
+        line = f"{at.boundary!s:<44} {at.moment:<6} {at.nth:>3}  {'met' if all(case.met) else 'not met':<7}"
+        sys.stdout.write(f"{line} {case.settled_s:5.1f} s  {case.verdict}{began}\n")
+    sys.stdout.flush()
+    return case
+
+
+def _summary(cases: Sequence[Case], failed: Sequence[Case], missing: set[str], took_s: float) -> str:
+    recovered = sorted(case.settled_s for case in cases if not case.breaches) or [0.0]
+    boundaries = len({case.points[-1].boundary for case in cases})
+    text = f"{len(cases)} deaths at {boundaries} boundaries in {took_s:.0f} s: {len(failed)} failed; recovered in"
+    text += f" {recovered[len(recovered) // 2]:.1f} s (median), {recovered[-1]:.1f} s (worst)"
+    return text + (f"; never met: {', '.join(sorted(missing))}" if missing else "")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
