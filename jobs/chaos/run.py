@@ -96,6 +96,7 @@ class Run:
             seconds = self._storm()
             self._load.stop()
             settled_s = self._settle()
+            self._note_halts()
             self._watch.close()
             report.faults = self._watch.ended()
             self._signing.stop()
@@ -109,6 +110,7 @@ class Run:
             "seconds": round(seconds, 1),
             "settled_s": settled_s,
             "sign_ended": dict(self._signing.ends),
+            "carried_bytes": self._ground.links.carried_bytes(),
         }
         return report
 
@@ -144,6 +146,8 @@ class Run:
         alone = fault.kind.alone
         self._enter(alone=alone)
         self._watch.began()
+        if alone:
+            self._note_halts()  # what it will halt itself, on purpose, is another matter
         say(f"{time.strftime('%H:%M:%S')} {fault}")
         done = False
         try:
@@ -175,6 +179,10 @@ class Run:
             self._busy -= 1
             self._alone = self._alone and not alone
             self._idle.notify_all()
+
+    def _note_halts(self) -> None:
+        for stream, why in sorted(self._signing.halts.items()):
+            self.report.violations.append(f"I9: stream {stream} was halted, and nothing was lost: {why}")
 
     # ── quiet ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -25,6 +25,7 @@ class Action(StrEnum):
     DELETE = "delete"
 
 
+AT_ONCE: Final = (Action.KILL, Action.CUT)
 ACTORS: Final = ("reader", "consumer", "signer", "key-manager", "tx-verifier", "supervisor", "driver")
 SERVERS: Final = ("etcd", "etcd leader", "kafka", "postgres")
 LINKED: Final = ("etcd", "kafka", "postgres")
@@ -82,4 +83,5 @@ class Fault:
     pick: int  #: which of several: of members, brokers, links, workers
 
     def __str__(self) -> str:
-        return f"fault {self.number}: {self.kind} ({self.pick}) for {self.hold_s:.1f} s"
+        lasts = f" for {self.hold_s:.1f} s" if self.kind.action not in AT_ONCE else ""
+        return f"fault {self.number}: {self.kind}{lasts}"

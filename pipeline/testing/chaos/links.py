@@ -35,6 +35,10 @@ class Links:
         """The links of a part: of etcd, say, one for each member."""
         return [name for name in self._links if name.split("-")[0].split(".")[0] == part]
 
+    def carried_bytes(self) -> dict[str, int]:
+        """By link, both directions together."""
+        return {name: sum(link.carried_bytes.values()) for name, link in self._links.items()}
+
     def pause(self, names: Iterable[str], *directions: Direction) -> None:
         """See Link."""
         self._each(names, lambda link: link.pause(*directions))
