@@ -1,0 +1,57 @@
+"""A minute of `oncesign chaos` on real parts: three etcd members, three brokers, Postgres and Ray, behind links."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
+
+FAULTS = [
+    "kill key-manager",
+    "kill etcd leader",
+    "kill kafka",
+    "freeze consumer",
+    "hold answers of etcd",
+    "cut postgres",
+]
+COMMAND_TIMEOUT_S = 550
+
+
+def test_a_minute_of_chaos_leaves_every_row_signed_once(tmp_path: Path) -> None:
+    only = [argument for fault in FAULTS for argument in ("--only", fault)]
+    sizes = ["--minutes", "1", "--faults", str(len(FAULTS)), "--seed", "11", "--rate", "60"]
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.app", "chaos", *sizes, *only, "--json"],
+        env=os.environ | {"ONCESIGN_DATA_DIR": str(tmp_path / "data")},
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    assert report["violations"] == []
+    assert report["failed"] == []
+    assert report["faults"] >= len(FAULTS) - 1  # of a busy machine: the last one may no longer fit
+    assert report["overall"]["unrecovered"] == 0
+    assert report["signed"] + report["rejected"] == report["rows"]
+    assert report["rejected"] > 0
+    assert min(report["carried_bytes"].values()) > 0
+    assert not (tmp_path / "data" / "chaos").exists()
+    assert processes_of(tmp_path) == []
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Found by the one thing that only its processes have on their command line: its path."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if str(folder) in " ".join(process.info["cmdline"] or []) and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
