@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.custody.unsealed import UnsealedKey
-from pipeline.ethereum import check, decoding, kernel, validity
+from pipeline.ethereum import check, kernel
 from pipeline.ethereum.batch import Batch
 from pipeline.ethereum.kernel import SignedColumns
 from pipeline.ethereum.signed import SignedRecord
@@ -58,44 +58,6 @@ def _bounds(settings: ReaderSettings) -> tuple[int, int]:
     return settings.batch_rows_max, settings.batch_bytes_max
 
 
-_decode, _decode_record = Batch.decode, SignedRecord.decode
-_batches: Final[dict[bytes, Batch]] = {}
-_records: Final[dict[bytes, SignedRecord]] = {}
-_decode_transaction = lru_cache(maxsize=KEPT)(decoding.decode)
-
-
-def _encode_batch(batch: Batch) -> bytes:
-    value = _encoded(batch)
-    if len(_batches) >= KEPT:
-        _batches.clear()
-    _batches[value] = batch
-    return value
-
-
-_encoded = _kept(id)(Batch.encode)
-
-
-def _decode_batch(value: bytes) -> Batch:
-    known = _batches.get(value)
-    return known if known is not None else _decode(value)
-
-
-def _encode_signed(record: SignedRecord) -> bytes:
-    value = _encoded_signed(record)
-    if len(_records) >= KEPT:
-        _records.clear()
-    _records[value] = record
-    return value
-
-
-_encoded_signed = _kept(id)(SignedRecord.encode)
-
-
-def _decode_signed(value: bytes) -> SignedRecord:
-    known = _records.get(value)
-    return known if known is not None else _decode_record(value)
-
-
 def _frozen(judge: Callable[[Batch], NDArray[np.uint8]]) -> Callable[[Batch], NDArray[np.uint8]]:
     def judged(batch: Batch) -> NDArray[np.uint8]:
         reasons = judge(batch)
@@ -105,34 +67,66 @@ def _frozen(judge: Callable[[Batch], NDArray[np.uint8]]) -> Callable[[Batch], ND
     return _kept(id)(judged)
 
 
-# Twins give the very same table for the same rows, so that it can be told by its identity.
-_REMEMBERED: Final[list[tuple[Any, str, Any]]] = [
-    (Batch, "encode", _encode_batch),
-    (Batch, "decode", staticmethod(_decode_batch)),
-    (SignedRecord, "build", staticmethod(_kept(_same, id)(SignedRecord.build))),
-    (SignedRecord, "encode", _encode_signed),
-    (SignedRecord, "decode", staticmethod(_decode_signed)),
-    (check, "decode", _decode_transaction),
-    (inspection, "decode", _decode_transaction),
-    (verifier, "source_rows", _kept(id, _same, _same)(inspection.source_rows)),
-    (reader, "batches_of", _kept(_same, _same, _same, id, _bounds)(reader.batches_of)),
-    (signer, "judge", _frozen(validity.judge)),
-    (admission, "judge", _frozen(validity.judge)),
-    (signer, "sample_rows", _kept(_same, _same, _same)(check.sample_rows)),
-    (signer, "check", _kept(id, id, _bytes, _same, _bytes)(check.check)),
-]
+class _Records:
+    """Values of records beside what was encoded, so that it need not be decoded."""
+
+    def __init__(self) -> None:
+        self._made: dict[bytes, Any] = {}
+
+    def encode(self, encode: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+        """Of a record that was encoded before, the same value."""
+        kept = _kept(id)(encode)
+
+        def encoded(record: Any) -> bytes:
+            value = kept(record)
+            if len(self._made) >= KEPT:
+                self._made.clear()
+            self._made[value] = record
+            return value
+
+        return encoded
+
+    def decode(self, decode: Callable[[bytes], Any]) -> Any:
+        """Of a value that was encoded here, the record."""
+
+        def decoded(value: bytes) -> Any:
+            known = self._made.get(value)
+            return known if known is not None else decode(value)
+
+        return staticmethod(decoded)
+
+
+def _remembering() -> list[tuple[Any, str, Callable[[Any], Any]]]:
+    """Whose function, and what takes its place. Twins give the very same table for the same rows, told by identity."""
+    batches, records = _Records(), _Records()
+    transactions = lru_cache(maxsize=KEPT)
+    return [
+        (Batch, "encode", batches.encode),
+        (Batch, "decode", batches.decode),
+        (SignedRecord, "build", lambda build: staticmethod(_kept(_same, id)(build))),
+        (SignedRecord, "encode", records.encode),
+        (SignedRecord, "decode", records.decode),
+        (check, "decode", transactions),
+        (inspection, "decode", transactions),
+        (verifier, "source_rows", _kept(id, _same, _same)),
+        (reader, "batches_of", _kept(_same, _same, _same, id, _bounds)),
+        (signer, "judge", _frozen),
+        (admission, "judge", _frozen),
+        (signer, "sample_rows", _kept(_same, _same, _same)),
+        (signer, "check", _kept(id, id, _bytes, _same, _bytes)),
+    ]
 
 
 def remember() -> None:
-    """From here on, in this process: decode batches, recover senders and read rows once for the same bytes."""
-    for owner, name, function in _REMEMBERED:
-        setattr(owner, name, function)
+    """From here on, in this process: what these functions made of the same bytes is not worked out again."""
+    for owner, name, keep in _remembering():
+        setattr(owner, name, keep(getattr(owner, name)))
 
 
 @contextmanager
 def remembered() -> Iterator[None]:
     """The same, until the end of the context."""
-    before = [(owner, name, vars(owner)[name]) for owner, name, _ in _REMEMBERED]
+    before = [(owner, name, vars(owner)[name]) for owner, name, _ in _remembering()]
     remember()
     try:
         yield
