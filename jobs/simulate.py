@@ -8,18 +8,29 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Annotated, Any, Final
 
 import typer
 
 from jobs.output import Json, emit, emit_fields, say
-from pipeline.errors import UsageError, ViolationFound
+from pipeline.errors import ViolationFound
 
 SHOWN_MAX: Final = 20
 """Courses with a breach that are printed; all of them are counted."""
 
 CHUNK: Final = 20
+STRETCH: Final = 5_000
+"""Seeds between two looks at the clock."""
+
 PROGRESS_EVERY_S: Final = 10.0
+
+
+class CrashPoints(StrEnum):
+    """Which crash points are run."""
+
+    EACH = "each"
+    PAIRS = "pairs"
 
 
 @dataclass(slots=True)
@@ -49,9 +60,13 @@ class Result:
 def simulate(
     seed: Annotated[int | None, typer.Option(min=0, help="Tell the story of this seed, event by event.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 1_000,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, max=10_000, help="As many seeds as fit this time, instead of --seeds.")
+    ] = None,
     first: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
-    crash_points: Annotated[bool, typer.Option("--crash-points", help="Every crash point once, no seeds.")] = False,
-    pairs: Annotated[bool, typer.Option("--pairs", help="Every ordered pair of crash points, no seeds.")] = False,
+    crash_points: Annotated[
+        CrashPoints | None, typer.Option(help="Instead of seeds, each crash point once, or every ordered pair.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes.")] = 1,
     json: Json = False,
 ) -> None:
@@ -63,10 +78,14 @@ def simulate(
     if seed is not None:
         _tell(seed, as_json=json)
         return
-    if crash_points and pairs:
-        raise UsageError("--crash-points and --pairs are two runs.", hint="Give one of them.")
     started_s = time.monotonic()
-    tally = _tallied(_results(crash_points or pairs, pairs, range(first, first + seeds), workers))
+    if crash_points is not None:
+        results = _spread(_run_points, _plans(crash_points), workers)
+    elif minutes is None:
+        results = _spread(_run_seed, range(first, first + seeds), workers)
+    else:
+        results = _until(started_s + minutes * 60, first, workers)
+    tally = _tallied(results)
     seconds = time.monotonic() - started_s
     fields: dict[str, Any] = {
         "courses": tally.courses,
@@ -77,7 +96,7 @@ def simulate(
         "slowest_recovery_virtual_s": round(tally.slowest_s, 1),
         "broken": tally.broken,
     }
-    if crash_points or pairs:
+    if crash_points is not None:
         fields["without_their_crash_point"] = tally.unmet
     emit_fields(fields, as_json=json)
     if tally.broken:
@@ -116,15 +135,18 @@ def _tallied(results: Iterator[Result]) -> Tally:
     return tally
 
 
-def _results(points: bool, pairs: bool, seeds: range, workers: int) -> Iterator[Result]:
-    if points:
-        from pipeline.testing.simulation import crashes
+def _plans(wanted: CrashPoints) -> list[Any]:
+    from pipeline.testing.simulation import crashes
 
-        found = crashes.boundaries()
-        plans: Sequence[Any] = list(crashes.pairs(found) if pairs else crashes.singles(found))
-        yield from _spread(_run_points, plans, workers)
-    else:
-        yield from _spread(_run_seed, seeds, workers)
+    found = crashes.boundaries()
+    return list(crashes.pairs(found) if wanted is CrashPoints.PAIRS else crashes.singles(found))
+
+
+def _until(end_s: float, first: int, workers: int) -> Iterator[Result]:
+    """One stretch of seeds after the other until the time is over."""
+    while time.monotonic() < end_s:
+        yield from _spread(_run_seed, range(first, first + STRETCH), workers)
+        first += STRETCH
 
 
 def _spread(work: Any, jobs: Sequence[Any], workers: int) -> Iterator[Result]:
