@@ -20,7 +20,7 @@ SHOWN_MAX: Final = 20
 """Courses with a breach that are printed; all of them are counted."""
 
 CHUNK: Final = 20
-STRETCH: Final = 5_000
+STRETCH: Final = 500
 """Seeds between two looks at the clock."""
 
 PROGRESS_EVERY_S: Final = 10.0

@@ -236,6 +236,7 @@ class Cluster:
         try:
             await consumer.run(asyncio.Event())
         finally:
+            self._later(SESSION_S, self._expel, member)  # should its leave not arrive
             await subscription.close()
 
     async def _sweep(self, process: Process) -> None:

@@ -19,8 +19,8 @@ PATHS: Final = Paths("local")
 
 
 def is_settled(cluster: Cluster) -> bool:
-    """Whether every committed row has an outcome, and every assignment is released."""
-    if len(cluster.outcomes.outcomes) < len(cluster.source.rows):
+    """Whether every committed row has an outcome, every assignment is released, and every process is at work."""
+    if len(cluster.outcomes.outcomes) < len(cluster.source.rows) or any(m.failed for m in cluster.members):
         return False
     return not any(path.startswith(PATHS.assignments) for path in cluster.etcd.stored)
 

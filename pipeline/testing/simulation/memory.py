@@ -117,8 +117,17 @@ def _remembering() -> list[tuple[Any, str, Callable[[Any], Any]]]:
     ]
 
 
+_remembers: Final[list[bool]] = []
+
+
 def remember() -> None:
-    """From here on, in this process: what these functions made of the same bytes is not worked out again."""
+    """From here on, in this process, once: what these functions made of the same bytes is not worked out again."""
+    if not _remembers:
+        _remembers.append(True)
+        _replace()
+
+
+def _replace() -> None:
     for owner, name, keep in _remembering():
         setattr(owner, name, keep(getattr(owner, name)))
 
@@ -127,7 +136,7 @@ def remember() -> None:
 def remembered() -> Iterator[None]:
     """The same, until the end of the context."""
     before = [(owner, name, vars(owner)[name]) for owner, name, _ in _remembering()]
-    remember()
+    _replace()
     try:
         yield
     finally:
