@@ -35,7 +35,8 @@ def chaos(
     from jobs.chaos import disks
 
     kinds = chosen(only or [])
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children would ignore Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):  # either ends the servers too; and a shell's background job, whose
+        signal.signal(number, signal.default_int_handler)  # children would ignore Ctrl-C, can end `oncesign sign`
     disks.enter_namespace()  # before anything starts a thread
     from jobs.chaos.run import Wish, run, tell
 

@@ -108,6 +108,10 @@ class Nemesis:
             daemon = self._ground.record().daemon_process()
             if daemon is None:
                 raise RuntimeFault("the daemon does not run.")
+            if fault.kind.action is Action.FREEZE:
+                with members.frozen([daemon]):
+                    self._over.wait(fault.hold_s)
+                return
             _kill(daemon)
             self._over.wait(min(fault.hold_s, DAEMON_AWAY_S_MAX))
             self._ground.stack.up()

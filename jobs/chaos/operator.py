@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from typing import Final
@@ -45,13 +46,17 @@ class Operator:
         deeds = {HEAD: self._head, TOPIC: self._topic, BACKUP: self._backup}
         deeds[fault.kind](fault)
 
-    def _head(self, _: Fault) -> None:
+    def _head(self, fault: Fault) -> None:
+        """The head's first process alone, or all that it started; `oncesign sign` starts another one."""
         head = cluster.running(self._ground.data_dir)
         process = head.head.process() if head is not None else None
         if process is None:
             raise RuntimeFault("no Ray head runs.")
-        process.kill()
-        psutil.wait_procs([process], timeout=ADMIN_TIMEOUT_S)
+        victims = [process, *(process.children(recursive=True) if fault.pick % 2 else [])]
+        for victim in victims:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+        psutil.wait_procs(victims, timeout=ADMIN_TIMEOUT_S)
 
     # ── a deleted topic ──────────────────────────────────────────────────────────────────────────────────────────────
 

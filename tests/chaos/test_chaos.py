@@ -21,29 +21,34 @@ FAULTS = [
     "hold answers of etcd",
     "cut postgres",
 ]
-COMMAND_TIMEOUT_S = 550
+COMMAND_TIMEOUT_S = 280
 
 
 def test_a_minute_of_chaos_leaves_every_row_signed_once(tmp_path: Path) -> None:
     only = [argument for fault in FAULTS for argument in ("--only", fault)]
     sizes = ["--minutes", "1", "--faults", str(len(FAULTS)), "--seed", "11", "--rate", "60"]
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-m", "jobs.app", "chaos", *sizes, *only, "--json"],
         env=os.environ | {"ONCESIGN_DATA_DIR": str(tmp_path / "data")},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=COMMAND_TIMEOUT_S,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads(done.stdout)
+    try:
+        said, told = process.communicate(timeout=COMMAND_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it takes its servers with it
+        said, told = process.communicate(timeout=COMMAND_TIMEOUT_S)
+    assert process.returncode == 0, told[-3000:]
+    report = json.loads(said)
     assert report["violations"] == []
     assert report["failed"] == []
     assert report["faults"] >= len(FAULTS) - 1  # of a busy machine: the last one may no longer fit
     assert report["overall"]["unrecovered"] == 0
     assert report["signed"] + report["rejected"] == report["rows"]
     assert report["rejected"] > 0
-    assert min(report["carried_bytes"].values()) > 0
+    for part in ("etcd", "kafka", "postgres"):  # nobody goes round the links
+        assert sum(carried for link, carried in report["carried_bytes"].items() if link.startswith(part)) > 0
     assert not (tmp_path / "data" / "chaos").exists()
     assert processes_of(tmp_path) == []
 

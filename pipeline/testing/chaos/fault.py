@@ -59,7 +59,7 @@ HEAD: Final = Kind(Action.KILL, "ray head", alone=True)
 
 EVERYDAY: Final = (
     *(Kind(action, part) for action in (Action.KILL, Action.FREEZE) for part in (*ACTORS, *SERVERS)),
-    Kind(Action.KILL, "daemon"),
+    *(Kind(action, "daemon") for action in (Action.KILL, Action.FREEZE)),
     *(Kind(action, part) for part in LINKED for action in ON_LINKS),
     Kind(Action.STORM_OF_DEATHS, "consumers"),
     Kind(Action.STORM_OF_MEMBERS, "consumers"),
