@@ -17,14 +17,15 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pipeline import adapters
 from pipeline.effects import Moment
+from tests.chaos.crash_points_case import Case
 from tests.chaos.crash_points_ground import Ground, embedded
-from tests.chaos.crash_points_life import Boundary, Point, Record
+from tests.chaos.crash_points_life import Boundary, Point
+from tests.chaos.crash_points_repair import Repairs
 from tests.chaos.crash_points_zygote import Zygote
 
 LANES: Final = 6
@@ -72,7 +73,6 @@ USUAL: Final = (1, 3)
 
 UNMET: Final = {
     "etcd Authenticate": "the embedded etcd has no users",
-    "kafka Metadata": "",
     "postgres any_after": "asked by `oncesign sign` and the supervisor, for a status",
     "postgres count": "as above",
     "postgres counts": "as above",
@@ -84,37 +84,6 @@ UNMET: Final = {
     "postgres rows_between": "only when a topic was made anew after its batches were assigned",
 }
 """Effects that no life here meets, and why."""
-
-
-@dataclass(slots=True)
-class Case:
-    """Deaths in order, each of a life of its own, and what came of them."""
-
-    points: tuple[Point, ...]
-    met: list[bool] = field(default_factory=list)
-    settled_s: float = 0.0
-    breaches: list[str] = field(default_factory=list)
-    after: set[Boundary] = field(default_factory=set)  #: met by the life that recovered
-
-    @property
-    def verdict(self) -> str:
-        """In a word or a line."""
-        if self.breaches:
-            return "; ".join(self.breaches[:3])
-        return "ok" if all(self.met) else "never met"
-
-    def to_json(self) -> dict[str, Any]:
-        """For --json."""
-        last = self.points[-1] if self.points else None
-        return {
-            "boundary": str(last.boundary) if last else "",
-            "moment": last.moment if last else "",
-            "nth": last.nth if last else 0,
-            "after": [str(point) for point in self.points[:-1]],
-            "met": all(self.met),
-            "recovered_s": round(self.settled_s, 2),
-            "breaches": self.breaches,
-        }
 
 
 class Runner:
@@ -132,38 +101,37 @@ class Runner:
 
     def case(self, points: tuple[Point, ...]) -> Case:
         """One; once more when a point was not met: what a recovery meets depends on who was quicker."""
-        first = self._once(points)
-        return first if first.verdict != "never met" else self._once(points)
+        first = self.once(points)
+        return first if first.verdict != "never met" else self.once(points)
 
-    def _once(self, points: tuple[Point, ...]) -> Case:
+    def once(self, points: tuple[Point, ...]) -> Case:
+        """One, whatever is met."""
         case = Case(points)
         bare = any(point.boundary.request == "migrate" for point in points)
         place = self._ground.place(migrated=not bare)
         for number, point in enumerate(points):
             record = self._zygote.live(place, point, f"life-{number}")
             case.met.append(record.met)
-            case.breaches += [] if record.met else _judged(record)
+            if not record.met:
+                case.judge(record)
         record = self._zygote.live(place, None, "last-life")
-        case.breaches += _judged(record)
-        case.settled_s = record.settled_s
-        case.after = {boundary for boundary, _ in record.seen}
+        case.judge(record)
+        case.settled_s, case.seen = record.settled_s, record.seen
         if not case.breaches:
             self._ground.clear(place)
             shutil.rmtree(place.directory)
         return case
 
-    def calm(self) -> dict[tuple[Boundary, Moment], int]:
-        """What a life that nobody kills meets, and how often. Raises AssertionError when it is not well."""
+    def calm(self) -> Case:
+        """What a life that nobody kills meets, on an empty database. Raises AssertionError when it is not well."""
         place = self._ground.place(migrated=False)
+        case = Case(())
         record = self._zygote.live(place, None, "calm")
-        if found := _judged(record):
-            raise AssertionError(f"a life that nobody kills: {found}; see {place.directory}")
+        case.judge(record)
+        case.settled_s, case.seen = record.settled_s, record.seen
+        assert not case.breaches, f"a life that nobody kills: {case.breaches}; see {place.directory}"
         self._ground.clear(place)
-        return record.seen
-
-
-def _judged(record: Record) -> list[str]:
-    return record.breaches if record.seen else [*record.breaches, "a life ended without a word"]
+        return case
 
 
 def singles(seen: dict[tuple[Boundary, Moment], int]) -> Iterator[tuple[Point, ...]]:
@@ -177,7 +145,7 @@ def of_recovery(cases: Sequence[Case], known: Iterable[Boundary]) -> Iterator[tu
     """A death at each boundary that only a recovery met, after the death with which it began."""
     fresh: dict[Boundary, tuple[Point, ...]] = {}
     for case in cases:
-        for boundary in case.after - set(known):
+        for boundary in {boundary for boundary, _ in case.seen} - set(known):
             fresh.setdefault(boundary, case.points)
     for boundary, before in sorted(fresh.items()):
         yield from ((*before, Point(boundary, moment)) for moment in Moment)
@@ -195,7 +163,12 @@ def named() -> set[str]:
 
 def never_met(cases: Iterable[Case]) -> set[str]:
     """Effects at which no life was killed, and that UNMET does not excuse."""
-    met = {f"{point.boundary.server} {point.boundary.request}" for case in cases for point in case.points}
+    met = {
+        f"{point.boundary.server} {point.boundary.request}"
+        for case in cases
+        for point, was_met in zip(case.points, case.met, strict=True)
+        if was_met
+    }
     return named() - met - UNMET.keys()
 
 
@@ -211,7 +184,8 @@ def main() -> int:
     with embedded(directory) as ground:
         zygote = Zygote()
         try:
-            cases = _all(Runner(ground, zygote, arguments.lanes), arguments.only, as_json=arguments.json)
+            found = _all(ground, zygote, arguments.lanes, arguments.only)
+            cases = [_shown(case, as_json=arguments.json) for case in found]
         finally:
             zygote.close()
     missing = set() if arguments.only else never_met(cases)
@@ -224,31 +198,29 @@ def main() -> int:
     return VIOLATION if failed or missing else 0
 
 
-def _all(runner: Runner, only: str, *, as_json: bool) -> list[Case]:
-    seen = runner.calm()
-    firsts = [points for points in singles(seen) if only in str(points[-1])]
-    cases = [_shown(case, as_json=as_json) for case in runner.run(firsts)]
-    others = list(of_recovery(cases, {boundary for boundary, _ in seen}))
-    return cases + [_shown(case, as_json=as_json) for case in runner.run(others)]
+def _all(ground: Ground, zygote: Zygote, lanes: int, only: str) -> Iterator[Case]:
+    runner = Runner(ground, zygote, lanes)
+    seen = runner.calm().seen
+    cases = []
+    for case in runner.run([points for points in singles(seen) if only in str(points[-1])]):
+        cases.append(case)
+        yield case
+    yield from runner.run(list(of_recovery(cases, {boundary for boundary, _ in seen})))
+    yield from Repairs(ground, zygote, lanes).run(only)
 
 
 def _shown(case: Case, *, as_json: bool) -> Case:
-    if as_json:
-        sys.stdout.write(json.dumps(case.to_json()) + "\n")
-    else:
-        at = case.points[-1]
-        began = f" (after {'; '.join(map(str, case.points[:-1]))})" if case.points[1:] else ""
-        line = f"{at.boundary!s:<44} {at.moment:<6} {at.nth:>3}  {'met' if all(case.met) else 'not met':<7}"
-        sys.stdout.write(f"{line} {case.settled_s:5.1f} s  {case.verdict}{began}\n")
+    sys.stdout.write((json.dumps(case.to_json()) if as_json else str(case)) + "\n")
     sys.stdout.flush()
     return case
 
 
 def _summary(cases: Sequence[Case], failed: Sequence[Case], missing: set[str], took_s: float) -> str:
     recovered = sorted(case.settled_s for case in cases if not case.breaches) or [0.0]
-    boundaries = len({case.points[-1].boundary for case in cases})
-    text = f"{len(cases)} deaths at {boundaries} boundaries in {took_s:.0f} s: {len(failed)} failed; recovered in"
-    text += f" {recovered[len(recovered) // 2]:.1f} s (median), {recovered[-1]:.1f} s (worst)"
+    boundaries = len({case.points[-1].boundary for case in cases if case.points})
+    deaths = sum(len(case.points) for case in cases)
+    text = f"{deaths} deaths in {len(cases)} cases at {boundaries} boundaries in {took_s:.0f} s: {len(failed)} failed;"
+    text += f" recovered in {recovered[len(recovered) // 2]:.1f} s (median), {recovered[-1]:.1f} s (worst)"
     return text + (f"; never met: {', '.join(sorted(missing))}" if missing else "")
 
 

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -27,6 +27,7 @@ from pydantic import SecretStr
 
 from actors import composition
 from jobs.chaos.evidence import breaches
+from jobs.recovery import rebuild
 from pipeline import effects
 from pipeline.adapters.migrations import migrate
 from pipeline.adapters.postgres import connection_string
@@ -350,22 +351,38 @@ async def check(settings: Settings) -> list[str]:
     return await breaches(settings, [str(violation) for violation in found])
 
 
-async def live(settings: Settings, lookout: Lookout) -> Record:
+async def repair(settings: Settings) -> float:
+    """`oncesign recover`; how long it took."""
+    born_s = time.monotonic()
+    with as_client("recovery"):
+        await rebuild(settings)
+    return time.monotonic() - born_s
+
+
+async def live(lookout: Lookout, work: Callable[[], Awaitable[float]]) -> Record:
     """A life that no boundary ended."""
     record = Record()
     effects.watch(lookout)
     try:
-        record.settled_s = await asyncio.wait_for(Life(settings).run(), SETTLE_MAX_S)
+        record.settled_s = await asyncio.wait_for(work(), SETTLE_MAX_S)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the result
         record.breaches.append(f"I9: not settled: {type(error).__name__}: {error}")
     effects.watch(None)
     record.seen = dict(lookout.seen)
+    return record
+
+
+async def checked(settings: Settings, lookout: Lookout, *, repairs: bool) -> Record:
+    """A repair, or a life until all is settled and then the check of it."""
+    if repairs:
+        return await live(lookout, lambda: repair(settings))
+    record = await live(lookout, Life(settings).run)
     if not record.breaches:
         record.breaches = await check(settings)
     return record
 
 
-def begin(place: Place, point: Point | None, path: Path, log: Path) -> None:
+def begin(place: Place, point: Point | None, path: Path, log: Path, *, repairs: bool) -> None:
     """In a process that was forked for it, and that ends here."""
     with log.open("a", buffering=1) as output:
         os.dup2(output.fileno(), 1)
@@ -373,7 +390,7 @@ def begin(place: Place, point: Point | None, path: Path, log: Path) -> None:
         faulthandler.dump_traceback_later(SETTLE_MAX_S + STOP_MAX_S, file=output)
         composition.start_logging()
         try:
-            asyncio.run(live(place.settings(), Lookout(point, path))).save(path)
+            asyncio.run(checked(place.settings(), Lookout(point, path), repairs=repairs)).save(path)
         except BaseException as error:  # noqa: BLE001 - as above; nobody else would see it
             Record(breaches=[f"the check failed: {type(error).__name__}: {error}"]).save(path)
     os._exit(0)

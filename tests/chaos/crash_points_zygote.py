@@ -63,7 +63,9 @@ def _fork(asked: dict[str, Any]) -> int:
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         point = asked["point"] and Point(Boundary(*asked["point"][:3]), Moment(asked["point"][3]), asked["point"][4])
-        begin(Place.from_json(asked["place"]), point, Path(asked["record"]), Path(asked["log"]))
+        begin(
+            Place.from_json(asked["place"]), point, Path(asked["record"]), Path(asked["log"]), repairs=asked["repairs"]
+        )
     return pid
 
 
@@ -98,11 +100,12 @@ class Zygote:
         )
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def live(self, place: Place, point: Point | None, name: str) -> Record:
-        """One life, from its birth to its end."""
+    def live(self, place: Place, point: Point | None, name: str, *, repair: bool = False) -> Record:
+        """One life of the pipeline, or one `oncesign recover`, from its birth to its end."""
         self._ready.result(START_MAX_S)
         path = place.directory / f"{name}.json"
         asked: dict[str, Any] = {"place": place.to_json(), "record": str(path), "log": str(path.with_suffix(".log"))}
+        asked["repairs"] = repair
         asked["point"] = point and [*point.boundary, point.moment, point.nth]
         with self._turn:
             self._number += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -14,9 +15,11 @@ from pipeline.adapters.round_writer import KafkaRoundWriter
 from pipeline.effects import Moment
 from pipeline.ports import Outgoing
 from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, Settings
-from tests.chaos.crash_points import Case, Runner, named, never_met
+from tests.chaos.crash_points import LANES, Runner, named, never_met
+from tests.chaos.crash_points_case import Case
 from tests.chaos.crash_points_ground import Ground
 from tests.chaos.crash_points_life import ROWS, Boundary, Point, check
+from tests.chaos.crash_points_repair import WRITES, Loss, Repairs
 from tests.chaos.crash_points_zygote import Zygote
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
@@ -34,6 +37,7 @@ POINTS = [
     Point(Boundary("consumer", "kafka", "TxnOffsetCommit"), Moment.AFTER),
     Point(Boundary("verifier", "postgres", "save"), Moment.AFTER),
 ]
+REPAIR = Point(WRITES, Moment.AFTER)
 NOWHERE = Point(RECORD, Moment.AFTER, 1_000_000)
 
 
@@ -57,14 +61,17 @@ def zygote() -> Iterator[Zygote]:
 @pytest.fixture(scope="module")
 def cases(ground: Ground, zygote: Zygote) -> dict[Point, Case]:
     """All at once: most of a recovery is waiting."""
-    ran = Runner(ground, zygote).run((point,) for point in [*POINTS, NOWHERE])
+    runner, repairs = Runner(ground, zygote), Repairs(ground, zygote, 1)
+    with ThreadPoolExecutor(LANES) as lanes:
+        repair = lanes.submit(repairs.case, Loss.LOST, REPAIR)
+        ran = [*lanes.map(lambda point: runner.once((point,)), [*POINTS, NOWHERE]), repair.result()]
     return {case.points[0]: case for case in ran}
 
 
-@pytest.mark.parametrize("point", POINTS, ids=str)
+@pytest.mark.parametrize("point", [*POINTS, REPAIR], ids=str)
 def test_a_death_there_is_recovered_from(cases: dict[Point, Case], point: Point) -> None:
-    assert cases[point].met == [True]
     assert cases[point].breaches == []
+    assert cases[point].met == [True]
     assert cases[point].settled_s > 0
 
 

@@ -138,7 +138,8 @@ async def test_a_call_in_a_clients_thread_knows_whose_it_is() -> None:
         return await thread.call(lambda: (whose.get(), threading.current_thread() is threading.main_thread()))
 
     try:
-        assert await asyncio.gather(asyncio.create_task(ask("reader")), asyncio.create_task(ask("sweeper"))) == [
+        found = await asyncio.gather(asyncio.create_task(ask("reader")), asyncio.create_task(ask("sweeper")))
+        assert list(found) == [
             ("reader", False),
             ("sweeper", False),
         ]
