@@ -40,8 +40,13 @@ START_TIMEOUT_S: Final = 240.0
 SETTLE_TIMEOUT_S: Final = 180.0
 """I9: when faults and load have stopped, all is settled within this time."""
 
-RECOVERY_PATIENCE_S: Final = 20.0
-"""A lane that is not behind its plan waits so long for the recovery of its fault before it begins the next."""
+PATIENCE_S: Final = 20.0
+PATIENCE_ALONE_S: Final = 100.0
+PATIENCE_BEHIND_S: Final = 2.0
+"""So long a lane waits for the recovery of its fault before it begins the next: one that stands alone, one that is
+behind its plan."""
+
+BEHIND_S: Final = 15.0
 
 LOOK_S: Final = 0.5
 VERIFY_TIMEOUT_S: Final = 1_200.0
@@ -107,6 +112,7 @@ class Run:
             self._load.stop()
             self._signing.close()
         report.figures |= {
+            "planned": self._wish.faults,
             "seconds": round(seconds, 1),
             "settled_s": settled_s,
             "sign_ended": dict(self._signing.ends),
@@ -139,10 +145,11 @@ class Run:
                 fault = faults.get_nowait()
             except Empty:
                 return
-            self._over.wait(max(0.0, started_s + fault.start_s - time.monotonic()))
-            self._one(fault)
+            ahead_s = started_s + fault.start_s - time.monotonic()
+            self._over.wait(max(0.0, ahead_s))
+            self._one(fault, PATIENCE_BEHIND_S if ahead_s < -BEHIND_S else PATIENCE_S)
 
-    def _one(self, fault: Fault) -> None:
+    def _one(self, fault: Fault, patience_s: float) -> None:
         alone = fault.kind.alone
         self._enter(alone=alone)
         self._watch.began()
@@ -163,7 +170,7 @@ class Run:
             if alone:
                 self._signing.start()  # whatever became of the repair
         if done:
-            self._watch.wait(case, case.ended_s + RECOVERY_PATIENCE_S * (5 if alone else 1))
+            self._watch.wait(case, case.ended_s + (PATIENCE_ALONE_S if alone else patience_s))
         self._leave(alone=alone)
 
     def _enter(self, *, alone: bool) -> None:

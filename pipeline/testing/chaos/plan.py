@@ -14,7 +14,7 @@ HOLD_S_MAX: Final = 30.0
 PICKS: Final = 720_720
 """Divisible by every number of members up to 16, so that `pick % n` prefers none."""
 
-RARE_EVERY: Final = 20
+RARE_EVERY: Final = 25
 """One fault in so many is a long one."""
 
 
