@@ -300,11 +300,16 @@ class Ledger(Protocol):
         """Write the row and advance the watermark in one statement; durable on return.
 
         True when new, False when the identical row (worker apart) was there. Raises LedgerRefused for anything else,
-        DatabaseUnavailable when it may or may not have been written (call again: it is idempotent).
+        DatabaseUnavailable when it may or may not have been written (call again: it is idempotent), during a recovery,
+        and for any other row under a fence from before one.
         """
         ...
 
     async def entry(self, stream: Stream, seq: int) -> LedgerEntry | None: ...
+
+    async def generation(self) -> int:
+        """How many recoveries of etcd there were; see assignment.view.Guard."""
+        ...
 
     async def keep_keys(self, keys: Sequence[KeptKey]) -> None:
         """A second copy of sealed keys, beside the ledger. Idempotent; the copy that came last counts."""

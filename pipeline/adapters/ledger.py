@@ -47,6 +47,10 @@ FROM unnest(%s::bigint[], %s::bytea[], %s::bytea[], %s::numeric[]) AS keys (chai
 ON CONFLICT DO NOTHING
 RETURNING id
 """
+BEGIN: Final = """
+INSERT INTO recoveries (generation, node) SELECT coalesce(max(generation), 0) + 1, %s FROM recoveries
+RETURNING generation
+"""
 KEPT: Final = """
 SELECT DISTINCT ON (chain_id, address) chain_id, address, sealed, start_nonce FROM kept_keys
 ORDER BY chain_id, address, id DESC
@@ -104,6 +108,17 @@ class PostgresLedger:
             rows = [(k.chain_id, bytes.fromhex(k.address.removeprefix("0x")), k.sealed, k.start_nonce) for k in keys]
             columns = tuple(map(list, zip(*rows, strict=True)))
             await self._fetch(effect("postgres", "keep_keys"), KEEP, columns)
+
+    async def generation(self) -> int:
+        """See ports.Ledger."""
+        query = "SELECT coalesce(max(generation), 0) FROM recoveries"
+        [[generation]] = await self._fetch(effect("postgres", "generation"), query)
+        return int(generation)
+
+    async def begin_generation(self, node: str) -> int:
+        """See stages.remains.RemainingLedger."""
+        [[generation]] = await self._fetch(effect("postgres", "begin_generation"), BEGIN, (node,))
+        return int(generation)
 
     async def kept_keys(self) -> list[KeptKey]:
         """See stages.remains.RemainingLedger."""

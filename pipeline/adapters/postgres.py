@@ -37,7 +37,7 @@ HINTS: Final = {
     "42883": MIGRATE,
     "53100": "Its disk is full: free room, and the pipeline goes on by itself.",
     "42501": "Grant the user of ONCESIGN_POSTGRES__DSN what is missing.",
-    "OS002": "It is over when `oncesign recover` has ended.",
+    "OS002": "It goes on when `oncesign recover` has ended.",
     "25006": "It is a standby: name the primary in ONCESIGN_POSTGRES__DSN.",
 }
 """What to do about an SQLSTATE."""

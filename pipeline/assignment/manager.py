@@ -110,7 +110,8 @@ class KeyManager:
         keeping = asyncio.create_task(self._keep(self._claim), name="keep-alive")
         try:
             genesis = await startup.genesis_of(self._store, self._ledger, self._paths, self._claim, self._clock)
-            self._guard = startup.guard_of(self._paths, self._claim, genesis)
+            generation = await self._ledger.generation()
+            self._guard = startup.guard_of(self._paths, self._claim, genesis, generation)
             await self._reload()
             await self._ledger.keep_keys(kept_of(self._view))
         except BaseException:

@@ -3,8 +3,8 @@
     key         next nonce = the ledger's watermark; locked only for a batch that was sworn and not published
     stream      has come to the last batch that the ledger has, or to the last one assigned after it
     assignment  one for each batch that was sworn and not published, with the very key, nonces and fence of the ledger;
-                one that was never sworn stays if it fits; a batch before the ledger's last one that has neither
-                (batches of a stream are signed side by side) gets a new one
+                one that was never sworn stays if it fits, under a new fence; a batch before the ledger's last one
+                that has neither (batches of a stream are signed side by side) gets a new one
 
 The ledger is believed: a key goes back to its watermark when the assignment that took it further was never sworn. What
 cannot be told, or says that the ledger itself has lost rows, is a problem, and nothing is written while there is one.
@@ -19,7 +19,7 @@ from typing import Final
 from pipeline.assignment.kept import KeptKey
 from pipeline.assignment.records import Assignment, Holder, KeyRecord, KeyState, StreamRecord
 from pipeline.assignment.rules import NONCE_END, Batch
-from pipeline.assignment.view import View, turn
+from pipeline.assignment.view import GENERATION_SHIFT, View, turn
 from pipeline.ports import AssignRequest, LedgerEntry
 from pipeline.stream import Cursor, Stream
 
@@ -42,6 +42,7 @@ class Facts:
     batches: Mapping[Batch, AssignRequest]  #: as tx.batches holds them, as far as they are needed
     cursors: Mapping[Stream, Cursor]  #: of the heads
     chains: Mapping[Stream, tuple[int, str]]  #: chain id and system id of each stream in the settings
+    generation: int = 0  #: of the ledger: what was assigned in an earlier one and is not in it, it refuses
     problems: tuple[str, ...] = ()  #: what could not be told while the facts were gathered
 
 
@@ -68,15 +69,19 @@ class Rebuilt:
     problems: list[str] = field(default_factory=list)
 
 
-def rebuild(view: View, facts: Facts, fence: int, node: str, now_ms: int) -> Rebuilt:
-    """What etcd must hold instead of `view`; new assignments are made under `fence`."""
+def rebuild(view: View, facts: Facts, fence: int | None, node: str, now_ms: int) -> Rebuilt:
+    """What etcd must hold instead of `view`; what was never sworn is assigned under `fence`.
+
+    Without one it is a look: an assignment that fits keeps the fence that it has.
+    """
     return _Rebuilding(view, facts, fence, node, max(now_ms, view.latest_ms)).rebuilt()
 
 
 class _Rebuilding:
-    def __init__(self, view: View, facts: Facts, fence: int, node: str, now_ms: int) -> None:
+    def __init__(self, view: View, facts: Facts, fence: int | None, node: str, now_ms: int) -> None:
         self._view, self._facts = view, facts
-        self._fence, self._node, self._now_ms = fence, node, now_ms
+        self._kept_under, self._fence = fence, fence or 0
+        self._node, self._now_ms = node, now_ms
         self._made = Rebuilt(problems=list(facts.problems))
         self._taken: dict[Key, Batch] = {}
         self._why: dict[Batch, str] = {}
@@ -157,9 +162,16 @@ class _Rebuilding:
             if seq > self._head(stream) and seq != self._come_to(stream) + 1:
                 open_ends.add(stream)
             elif self._fits(batch, lent):
-                self._take(batch, lent, "")
+                # Whoever still has it from before must not write it down beside what is made of it now.
+                kept = replace(lent, fence=self._kept_fence(lent))
+                self._take(batch, kept, "it was never signed: it goes on under a new fence")
             elif seq > self._head(stream):
                 open_ends.add(stream)
+
+    def _kept_fence(self, lent: Assignment) -> int:
+        if self._kept_under is not None:
+            return self._kept_under
+        return max(lent.fence, self._facts.generation << GENERATION_SHIFT)
 
     def _fits(self, batch: Batch, lent: Assignment) -> bool:
         request = self._facts.batches.get(batch)

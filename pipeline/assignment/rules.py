@@ -143,7 +143,7 @@ class Assigning:
             count=request.count,
             rows=request.rows,
             rules_version=request.rules_version,
-            fence=self.plan.guard.fence,
+            fence=self.plan.guard.lasting_fence,
             worker=request.worker,
             node=request.node,
             since_unix_ms=self._now_ms,
@@ -152,7 +152,7 @@ class Assigning:
         )
 
     def _holder(self, a: Assignment) -> Holder:
-        return Holder(a.stream, a.seq, a.worker, a.node, self.plan.guard.fence)
+        return Holder(a.stream, a.seq, a.worker, a.node, self.plan.guard.lasting_fence)
 
     def _assigned(self, assignment: Assignment) -> Assigned:
         return Assigned(assignment, self.plan.view.sealed.get(assignment.address, b""))

@@ -13,7 +13,7 @@ from pipeline.assignment.leadership import Claim
 from pipeline.assignment.paths import Paths
 from pipeline.assignment.records import Genesis, KeyState
 from pipeline.assignment.rules import is_locked_for
-from pipeline.assignment.view import Guard, View
+from pipeline.assignment.view import GENERATION_SHIFT, Guard, View
 from pipeline.errors import AmbiguousTxn, DeploymentHalted
 from pipeline.ports import Clock, Compare, Ledger, Store, Txn
 from pipeline.stream import Stream
@@ -70,6 +70,7 @@ async def check(view: View, ledger: Ledger) -> None:
         *_behind_heads(view, await ledger.heads()),
         *_locks_without_assignment(view),
         *_assignments_without_lock(view),
+        *await _older_than_recovery(view, ledger),
     ]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -129,6 +130,17 @@ def _assignments_without_lock(view: View) -> list[str]:
     return problems
 
 
-def guard_of(paths: Paths, claim: Claim, genesis: bytes) -> Guard:
+async def _older_than_recovery(view: View, ledger: Ledger) -> list[str]:
+    """The ledger takes nothing new that was assigned before the last recovery: one that began and did not end."""
+    generation = await ledger.generation()
+    older = [h.record for h in view.assignments.values() if h.record.fence >> GENERATION_SHIFT < generation]
+    return [
+        f"batch {a.seq} of {a.stream} was assigned before the last recovery, and never signed"
+        for a in older
+        if await ledger.entry(a.stream, a.seq) is None
+    ]
+
+
+def guard_of(paths: Paths, claim: Claim, genesis: bytes, generation: int) -> Guard:
     """What every write compares from now on."""
-    return Guard(paths, claim.fence, claim.value, genesis)
+    return Guard(paths, claim.fence, claim.value, genesis, generation)

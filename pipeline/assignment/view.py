@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from pipeline.assignment.paths import Paths
 from pipeline.assignment.records import Assignment, KeyRecord, KeyState, Record, StreamRecord
@@ -13,6 +13,9 @@ from pipeline.ports import Compare, KeyValue
 from pipeline.stream import Stream
 
 R = TypeVar("R", bound=Record)
+
+GENERATION_SHIFT: Final = 40
+"""Bits of a fence that are etcd's revision; as in the ledger's own check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,12 @@ class Guard:
     fence: int
     leader_value: bytes
     genesis_value: bytes
+    generation: int = 0  #: of the ledger; it grows with each recovery of etcd
+
+    @property
+    def lasting_fence(self) -> int:
+        """What assignments and the ledger have of the fence: it grows even when etcd's revisions begin anew."""
+        return (self.generation << GENERATION_SHIFT) + self.fence
 
     def compares(self) -> tuple[Compare, ...]:
         """Design rule 4."""

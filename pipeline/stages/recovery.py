@@ -2,7 +2,8 @@
 
 Alone means that nothing can sign or publish any more: this process leads, no signer is connected to the ledger, the
 consumers' group is empty, every transactional.id is taken over, and no transaction is open on tx.signed. Only then it
-is known for good what was published.
+is known for good what was published. A new generation of the ledger then refuses for good what was assigned before and
+not sworn, should anybody still have it.
 
 A crash at any point is harmless. Streams that go back are written first, and a key manager halts at an assignment that
 its stream has not come to; streams that go forward are written last, and until then it halts at the ledger's head. A
@@ -29,7 +30,7 @@ from pipeline.assignment.records import Assignment, Leader, Record
 from pipeline.assignment.rules import WRITES_MAX, WRITES_PER_BATCH
 from pipeline.assignment.view import Guard, View
 from pipeline.assignment.writing import send
-from pipeline.errors import DeploymentHalted, RuntimeFault, StoreUnavailable
+from pipeline.errors import DependencyDown, DeploymentHalted, OncesignError, RuntimeFault, StoreUnavailable
 from pipeline.ports import Clock, RoundWriter, Store
 from pipeline.settings import EtcdSettings
 from pipeline.stages.remains import Remains, RemainsPorts
@@ -42,9 +43,7 @@ ALONE_S: Final = 20.0
 SETTLED_S: Final = 45.0
 """How long is waited for open transactions: a broker looks every 10 s for those that are over their 12 s."""
 
-LOOK_S: Final = 0.25
-NO_FENCE: Final = 0
-"""Under which a look plans; it writes nothing."""
+LOOK_S: Final = 0.5
 
 STOP_IT: Final = "Stop the pipeline and its processes, then run the same command again."
 
@@ -78,7 +77,8 @@ class Recovery:
     async def look(self) -> Rebuilt:
         """What differs now; nothing is changed, and while a pipeline runs it may not be true. Raises DependencyDown."""
         view = await startup.load(self._ports.store, self._paths)
-        rebuilt = await self._rebuilt(view, NO_FENCE)
+        facts = await self._remains.facts(view)
+        rebuilt = rebuild(view, facts, None, self._node, self._ports.clock.unix_ms())
         if await self._ports.store.get(self._paths.genesis) is None and (view.keys or rebuilt.differences):
             rebuilt.differences.insert(0, self._no_genesis())
         return rebuilt
@@ -113,9 +113,15 @@ class Recovery:
 
     async def _wait(self, holds: Callable[[], Awaitable[bool]], for_s: float, otherwise: str) -> None:
         deadline_s = self._ports.clock.monotonic_s() + for_s
-        while not await holds():
+        while True:
+            refusal: OncesignError = DeploymentHalted(f"something could still sign: {otherwise}.", hint=STOP_IT)
+            try:
+                if await holds():
+                    return
+            except DependencyDown as error:
+                refusal = error
             if self._ports.clock.monotonic_s() >= deadline_s:
-                raise DeploymentHalted(f"something could still sign: {otherwise}.", hint=STOP_IT)
+                raise refusal
             await self._ports.clock.sleep(LOOK_S)
 
     async def _nobody_consumes(self) -> bool:
@@ -127,21 +133,20 @@ class Recovery:
 
     # ── the repair ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _rebuilt(self, view: View, fence: int) -> Rebuilt:
-        facts = await self._remains.facts(view)
-        return rebuild(view, facts, fence, self._node, self._ports.clock.unix_ms())
-
     async def _repaired(self, claim: Claim) -> list[Difference]:
-        view = await startup.load(self._ports.store, self._paths)
+        clock, store = self._ports.clock, self._ports.store
+        view = await startup.load(store, self._paths)
         facts = await self._remains.facts(view)
-        rebuilt = rebuild(view, facts, claim.fence, self._node, self._ports.clock.unix_ms())
-        if rebuilt.problems:
-            raise cannot(rebuilt.problems)
-        known = await self._ports.store.get(self._paths.genesis)
-        if known is None and not (view.keys or rebuilt.differences):
-            return []  # a deployment that never was
-        value = await startup.made_genesis(self._ports.store, self._paths, claim, self._ports.clock)
-        guard = startup.guard_of(self._paths, claim, value)
+        found = rebuild(view, facts, None, self._node, clock.unix_ms())
+        if found.problems:
+            raise cannot(found.problems)
+        known = await store.get(self._paths.genesis)
+        if not found.differences and (known is not None or not view.keys):
+            return []  # nothing differs, or this deployment never was
+        generation = await self._ledger.begin_generation(self._node)
+        value = await startup.made_genesis(store, self._paths, claim, clock)
+        guard = startup.guard_of(self._paths, claim, value, generation)
+        rebuilt = rebuild(view, facts, guard.lasting_fence, self._node, clock.unix_ms())
         for unit in units(view, rebuilt):
             await self._write(view, guard, unit)
         await self._check(view, rebuilt)

@@ -55,6 +55,10 @@ class RemainingLedger(Ledger, Protocol):
         """
         ...
 
+    async def begin_generation(self, node: str) -> int:
+        """From now on nothing new is written for assignments made before; call it while signers are barred."""
+        ...
+
     async def last_rows(self) -> Sequence[LedgerEntry]:
         """Of each sender the row with its highest nonces."""
         ...
@@ -160,6 +164,7 @@ class Remains:
             batches=found.batches,
             cursors=await self._cursors(view, heads, found),
             chains=await self._chains(),
+            generation=await ledger.generation(),
             problems=tuple(found.problems),
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline.assignment.kept import KeptKey
+from pipeline.assignment.view import GENERATION_SHIFT
 from pipeline.errors import DatabaseUnavailable, LedgerRefused
 from pipeline.ports import LedgerEntry
 from pipeline.stream import Stream
@@ -19,9 +20,11 @@ class Tables:
     rows: dict[tuple[Stream, int], LedgerEntry] = field(default_factory=dict)
     next_nonces: dict[tuple[int, str], int] = field(default_factory=dict)
     kept: list[KeptKey] = field(default_factory=list)
+    open: set[int] = field(default_factory=set)  #: connections
     enlisted: set[int] = field(default_factory=set)  #: connections that may sign
     alone: int = 0  #: the connection that keeps all others from it; 0 = none
     connections: int = 0
+    generation: int = 0
 
 
 class TwinLedger:
@@ -37,7 +40,11 @@ class TwinLedger:
         return TwinLedger(self.database, self.tables)
 
     def drop(self) -> None:
-        """The connection breaks, or its process dies; the next statement makes another."""
+        """The connection breaks, or its process dies; the next statement makes another.
+
+        A statement of it that is still under way never arrives: while it could, Postgres holds the connection open.
+        """
+        self.tables.open.discard(self._connection)
         self.tables.enlisted.discard(self._connection)
         if self.tables.alone == self._connection:
             self.tables.alone = 0
@@ -46,6 +53,7 @@ class TwinLedger:
     def _connect(self) -> None:
         self.tables.connections += 1
         self._connection = self.tables.connections
+        self.tables.open.add(self._connection)
 
     @property
     def rows(self) -> dict[tuple[Stream, int], LedgerEntry]:
@@ -59,19 +67,27 @@ class TwinLedger:
 
     async def enlist(self) -> None:
         """See adapters.ledger.PostgresLedger."""
-        await self.database.ask("enlist", self._enlist)
+        me = self._connection
+        await self.database.ask("enlist", lambda: self._enlist(me))
 
-    def _enlist(self) -> None:
-        if self.tables.alone not in (0, self._connection):
+    def _enlist(self, me: int) -> None:
+        self._require_open(me)
+        if self.tables.alone not in (0, me):
             raise DatabaseUnavailable("a recovery is under way: nothing may be signed")
-        self.tables.enlisted.add(self._connection)
+        self.tables.enlisted.add(me)
+
+    def _require_open(self, me: int) -> None:
+        if me not in self.tables.open:
+            raise DatabaseUnavailable("the connection is gone")
 
     async def bar_signers(self) -> bool:
         """See stages.remains.RemainingLedger."""
-        return await self.database.ask("bar_signers", self._bar)
+        me = self._connection
+        return await self.database.ask("bar_signers", lambda: self._bar(me))
 
-    def _bar(self) -> bool:
-        tables, me = self.tables, self._connection
+    def _bar(self, me: int) -> bool:
+        self._require_open(me)
+        tables = self.tables
         if tables.alone not in (0, me) or tables.enlisted - {me}:
             return False
         tables.alone = me
@@ -79,14 +95,17 @@ class TwinLedger:
 
     async def record(self, entry: LedgerEntry) -> bool:
         """See ports.Ledger."""
-        return await self.database.ask("record", lambda: self._record(entry))
+        me = self._connection
+        return await self.database.ask("record", lambda: self._record(me, entry))
 
-    def _record(self, entry: LedgerEntry) -> bool:
-        self._enlist()
+    def _record(self, me: int, entry: LedgerEntry) -> bool:
+        self._enlist(me)
         known = self.rows.get((entry.stream, entry.seq))
+        if known is not None and replace(known, worker=entry.worker) == entry:
+            return False
+        if entry.fence >> GENERATION_SHIFT < self.tables.generation:
+            raise DatabaseUnavailable("the assignment is older than the last recovery")
         if known is not None:
-            if replace(known, worker=entry.worker) == entry:
-                return False
             raise LedgerRefused(
                 str(entry.stream), entry.seq, "the batch was recorded with another digest, sender, nonce or fence"
             )
@@ -150,6 +169,20 @@ class TwinLedger:
     def _keep(self, keys: Sequence[KeptKey]) -> None:
         known = {(key.chain_id, key.address, key.sealed) for key in self.tables.kept}
         self.tables.kept += [key for key in keys if (key.chain_id, key.address, key.sealed) not in known]
+
+    async def generation(self) -> int:
+        """See ports.Ledger."""
+        return await self.database.ask("generation", lambda: self.tables.generation)
+
+    async def begin_generation(self, node: str) -> int:  # noqa: ARG002 - nobody reads it here
+        """See stages.remains.RemainingLedger."""
+        me = self._connection
+        return await self.database.ask("begin_generation", lambda: self._begin(me))
+
+    def _begin(self, me: int) -> int:
+        self._require_open(me)
+        self.tables.generation += 1
+        return self.tables.generation
 
     async def kept_keys(self) -> list[KeptKey]:
         """See stages.remains.RemainingLedger."""

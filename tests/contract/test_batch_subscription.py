@@ -208,3 +208,14 @@ async def test_a_stream_of_which_retention_took_all_is_halted_even_though_only_a
     await member.rewind(member.assigned())
     await polled(member, lambda: bool(member.halted()))
     assert member.halted().keys() == {(bus.batches, 0)}
+
+
+async def test_the_members_of_the_group_are_counted_from_outside(bus: Bus) -> None:
+    log = bus.log()
+    assert await log.members() == 0  # type: ignore[attr-defined] # stages.remains.GroupLog
+    await filled(bus)
+    member = bus.subscription()
+    await received(member, SHARDS)
+    assert await log.members() == 1  # type: ignore[attr-defined]
+    await member.close()
+    assert await log.members() == 0  # type: ignore[attr-defined]

@@ -92,6 +92,12 @@ async def save(tables: Tables, finding: Finding, next_offset: int = 1) -> list[V
 THREE = Finding(outcomes=[signed(1, 0), signed(2, 1), signed(3, 2)], sightings=[seen()])
 
 
+async def test_a_batch_that_was_seen_is_told(tables: Tables) -> None:
+    await save(tables, THREE)
+    assert await tables.outcomes.sighted([]) == frozenset()
+    assert await tables.outcomes.sighted([(STREAM, 1), (STREAM, 2), (Stream("payouts", 2), 1)]) == {(STREAM, 1)}
+
+
 async def test_nothing_is_known_at_first(tables: Tables) -> None:
     assert await tables.outcomes.positions() == {}
     assert await tables.outcomes.counts() == {"signed": 0, "rejected": 0, "violations": 0}

@@ -41,6 +41,16 @@ async def test_the_next_writer_goes_on_where_the_last_one_ended(bus: Bus) -> Non
     assert await scanned(bus.log(), bus.batches, 0) == [b"1", b"2", b"3", b"4"]
 
 
+async def test_whoever_asks_for_the_position_fences_nobody(bus: Bus) -> None:
+    first, asking = bus.stream_writer(), bus.stream_writer()
+    assert await asking.position() is None  # type: ignore[attr-defined] # stages.remains.PositionedWriter
+    await first.open()
+    await first.publish([b"1"], position(1))
+    assert await asking.position() == position(1)  # type: ignore[attr-defined]
+    await first.publish([b"2"], position(2))
+    assert await asking.position() == position(2)  # type: ignore[attr-defined]
+
+
 async def test_a_second_writer_fences_the_first(bus: Bus) -> None:
     first, second = bus.stream_writer(), bus.stream_writer()
     await first.open()

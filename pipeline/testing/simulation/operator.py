@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
+from pipeline.assignment.records import StreamRecord
 from pipeline.assignment.view import View
 from pipeline.errors import Halted, OncesignError
 from pipeline.stages.admission import Admission
@@ -31,11 +33,15 @@ from pipeline.testing.simulation.workload import insert
 from pipeline.testing.store import TwinEtcd, TwinStore
 from pipeline.testing.stream_writer import TwinStreamWriter
 
-TRIES_MAX: Final = 40
+TRIES_MAX: Final = 60
 STEPS_MAX: Final = 120
 """A recovery that is killed is killed within so many awaits."""
 
 KILLED_SHARE: Final = 0.5
+KILLED_MAX: Final = 8
+FOUND_S: Final = (0.5, 3.0, 15.0)
+"""How long after the start an overlooked process lives on."""
+
 OVERLOOKED_SHARE: Final = 0.3
 LOST_SHARE: Final = 0.5
 PAUSE_S: Final = 1.0
@@ -63,7 +69,10 @@ def recovery_of(cluster: Cluster, process: Process) -> Recovery:
 
 
 class Faults(Nemesis):
-    """Everything but disasters."""
+    """Everything but disasters, and what needs an operator of its own."""
+
+    def _faults(self) -> list[Callable[[], None]]:
+        return [deed for deed in super()._faults() if deed != self._shrink_messages]
 
     def _catastrophes(self) -> list[Callable[[], None]]:
         return []
@@ -72,8 +81,9 @@ class Faults(Nemesis):
 class Operator:
     """Of one cluster."""
 
-    def __init__(self, cluster: Cluster, rng: random.Random) -> None:
-        self._cluster, self._rng = cluster, rng
+    def __init__(self, cluster: Cluster, rng: random.Random, killed_at: int | None) -> None:
+        """With `killed_at` the first recovery is killed at that await, and no other one."""
+        self._cluster, self._rng, self._killed_at = cluster, rng, killed_at
         self._overlooked: Process | None = None
         self.tries = 0
         self.supervising = asyncio.ensure_future(cluster.supervise())
@@ -89,20 +99,21 @@ class Operator:
         self._cluster.etcd.restore(backup)
 
     async def mend(self) -> None:
-        """Stop everything, recover until that has succeeded, start everything, take the halts off."""
+        """Stop everything, recover until that has succeeded, start everything."""
         self._stop()
         while not await self._recovered():
             await self._cluster.clock.sleep(PAUSE_S)
         self._cluster.history.lent = list(_still_lent(self._cluster))
-        self._start()
-        while not await self._halts_taken_off():
+        self._cluster._start(self._cluster.members[0])  # noqa: SLF001 - the key manager first, as the driver does
+        while not await self._prepared():
             await self._cluster.clock.sleep(PAUSE_S)
+        self._start()
 
     def _stop(self) -> None:
         self.supervising.cancel()
         processes = [member.process for member in self._cluster.members if member.process is not None]
         processes += [actor.process for actor in self._cluster.managers]
-        if self._rng.random() < OVERLOOKED_SHARE:
+        if self._killed_at is None and self._rng.random() < OVERLOOKED_SHARE:
             self._overlooked = self._rng.choice(processes)
             self._overlooked.freeze()
             self._cluster.story.fault("overlooked", self._overlooked.name, "stands still, and is not stopped")
@@ -113,10 +124,12 @@ class Operator:
                 process.kill()
 
     def _start(self) -> None:
-        for member in self._cluster.members:
-            member.process, member.failed = None, None
         if self._overlooked is not None:
+            for member in self._cluster.members:
+                if member.process is self._overlooked:
+                    member.process = None  # another is started beside it
             self._overlooked.thaw()
+            self._cluster.network.later(self._rng.choice(FOUND_S), self._overlooked.kill)
         self.supervising = asyncio.ensure_future(self._cluster.supervise())
 
     async def _recovered(self) -> bool:
@@ -126,8 +139,10 @@ class Operator:
             raise RuntimeError("the recovery does not come to its end")
         process = Process(self._cluster.loop, f"recover.{self.tries}")
         story = self._cluster.story
-        if self._rng.random() < KILLED_SHARE and self.tries < TRIES_MAX / 2:
+        steps = self._killed_at if self.tries == 1 else None
+        if self._killed_at is None and self._rng.random() < KILLED_SHARE and self.tries < KILLED_MAX:
             steps = self._rng.randint(0, STEPS_MAX)
+        if steps is not None:
             story.fault("kill", process.name, f"is killed at its await number {steps} from now")
             process.kill_after(steps)
         died = asyncio.get_running_loop().create_future()
@@ -158,31 +173,47 @@ class Operator:
         if self._overlooked is not None and not self._overlooked.dead:
             self._overlooked.kill()
 
-    async def _halts_taken_off(self) -> bool:
-        """As `oncesign recover --stream` does, of streams that halted between the disaster and the stop."""
+    async def _prepared(self) -> bool:
+        """The streams are there (stages.preparation), and the halts from between disaster and stop are taken off."""
         manager = RemoteManager(self._cluster)
+        key_manager = self._cluster.members[0]
+        if key_manager.process is None or key_manager.process.dead:
+            self._cluster._start(key_manager)  # noqa: SLF001
         try:
             for stream in self._cluster.streams:
+                await manager.open_stream(StreamRecord(stream, CHAIN, self._cluster.source.system))
                 await manager.unhalt(stream)
         except OncesignError:
             return False
         return True
 
 
-def run(seed: int, *, told: bool = False) -> tuple[list[str], Story]:
-    """A storm, a disaster of etcd, an operator; the breaches and the story."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one course of events came to."""
+
+    breaches: list[str]
+    tries: int  #: runs of the recovery
+    story: Story
+
+
+def run(seed: int, *, told: bool = False, killed_at: int | None = None) -> Outcome:
+    """A storm, a disaster of etcd, an operator.
+
+    With `killed_at` no request is lost, and the first recovery is killed at that await if it takes so many.
+    """
     loop = SimulatedLoop()  # type: ignore[abstract] # what it lacks is I/O
     rng = random.Random(seed)  # noqa: S311 - not for secrets
     story = Story(loop, kept=told)
     weather = Weather(rng, story)
     cluster = Cluster(loop, weather, Shape(keys=rng.choice([1, 2, 3]), batch_rows_max=rng.choice([1, 2, 3])), story)
-    return loop.run(_course(cluster, weather, rng)), story
+    return loop.run(_course(cluster, weather, rng, killed_at))
 
 
-async def _course(cluster: Cluster, weather: Weather, rng: random.Random) -> list[str]:
-    operator = Operator(cluster, rng)
+async def _course(cluster: Cluster, weather: Weather, rng: random.Random, killed_at: int | None) -> Outcome:
+    operator = Operator(cluster, rng, killed_at)
     await cluster.start()
-    weather.calm = False
+    weather.calm = killed_at is not None
     nemesis = Faults(cluster, rng)
     inserting = asyncio.ensure_future(insert(cluster.source, rng, cluster.story, ROWS, STORM_S))
     raging = asyncio.ensure_future(nemesis.rage(STORM_S))
@@ -198,7 +229,8 @@ async def _course(cluster: Cluster, weather: Weather, rng: random.Random) -> lis
     await asyncio.gather(inserting, raging)
     weather.calm = True
     nemesis.end()
-    return [*_breaches(cluster, settled=await _settled(cluster))]
+    breaches = [*_breaches(cluster, settled=await _settled(cluster))]
+    return Outcome(breaches, operator.tries, cluster.story)
 
 
 async def _settled(cluster: Cluster) -> bool:
