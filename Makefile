@@ -4,6 +4,7 @@
 #   .oncesign/  the demo's data                              (another place: ONCESIGN_DATA_DIR)
 
 TX ?= 100000
+HOURS ?= 1
 SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	{ command -v "$$p"; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup demo test proof lint lock clean
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z]*\):.*##/  make \1 /p' Makefile
@@ -33,6 +34,14 @@ demo: $(STAMP)  ## Sign and verify TX=100000 mocked transactions end to end on r
 
 test: $(STAMP)  ## Run all tests; etcd, Postgres, Kafka and Ray are started for them.
 	@$(BIN)/python -m pytest
+
+proof: $(STAMP)  ## Run every layer of docs/proof.md for long: HOURS=1 for chaos and seeds, and an hour or so for the rest.
+	@$(BIN)/python -m pytest tests/simulation/test_model.py
+	@$(BIN)/oncesign simulate --crash-points pairs --workers 2
+	@$(BIN)/python -m tests.simulation.mutants --seeds 1000
+	@$(BIN)/python -m tests.chaos.crash_points
+	@$(BIN)/oncesign chaos --minutes $$(( $(HOURS) * 30 ))
+	@$(BIN)/oncesign simulate --minutes $$(( $(HOURS) * 30 )) --first $$(date +%s) --workers 2
 
 lint: $(STAMP)  ## Check style, types, layers and sizes.
 	@$(BIN)/ruff check .
