@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from pipeline.assignment.writing import RESEND_DEADLINE_S
 from pipeline.assignment.records import StreamRecord
+from pipeline.assignment.writing import RESEND_DEADLINE_S
 from pipeline.errors import (
     DatabaseUnavailable,
     NotLeader,
