@@ -15,14 +15,14 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 from pipeline import adapters
 from pipeline.effects import Moment
-from tests.chaos.crash_points_case import Case
+from tests.chaos.crash_points_case import READS, Case
 from tests.chaos.crash_points_ground import Ground, embedded
 from tests.chaos.crash_points_life import Boundary, Point
 from tests.chaos.crash_points_repair import Repairs
@@ -47,29 +47,10 @@ DEEP: Final = {
 }
 """Boundaries with which something begins to be true are looked at more often: at which occurrences."""
 
-READS: Final = frozenset(
-    [
-        "Fetch",
-        "ListOffsets",
-        "Metadata",
-        "OffsetFetch",
-        "Range",
-        "assignments",
-        "check",
-        "entry",
-        "heads",
-        "positions",
-        "rows_after",
-        "rows_of",
-        "streams",
-        "system_id",
-        "watermarks",
-        "generation",
-    ]
-)
-"""After the first of these nothing is other than after the third."""
-
 USUAL: Final = (1, 3)
+WAYS_MAX: Final = 4
+"""How often a point is tried."""
+
 
 UNMET: Final = {
     "etcd Authenticate": "the embedded etcd has no users",
@@ -94,15 +75,18 @@ class Runner:
         self._zygote = zygote
         self._lanes = lanes
 
-    def run(self, cases: Iterable[tuple[Point, ...]]) -> Iterator[Case]:
-        """In order."""
+    def run(self, cases: Iterable[Sequence[tuple[Point, ...]]]) -> Iterator[Case]:
+        """In order; each has ways to come to its last point, which are tried until it is met."""
         with ThreadPoolExecutor(self._lanes) as lanes:
             yield from lanes.map(self.case, cases)
 
-    def case(self, points: tuple[Point, ...]) -> Case:
-        """One; once more when a point was not met: what a recovery meets depends on who was quicker."""
-        first = self.once(points)
-        return first if first.verdict != "never met" else self.once(points)
+    def case(self, ways: Sequence[tuple[Point, ...]]) -> Case:
+        """What a life meets can depend on who of its tasks was quicker, so one way may be tried several times."""
+        for points in ways:
+            case = self.once(points)
+            if case.verdict != "never met":
+                break
+        return case
 
     def once(self, points: tuple[Point, ...]) -> Case:
         """One, whatever is met."""
@@ -134,21 +118,23 @@ class Runner:
         return case
 
 
-def singles(seen: dict[tuple[Boundary, Moment], int]) -> Iterator[tuple[Point, ...]]:
+def singles(seen: Mapping[tuple[Boundary, Moment], int]) -> Iterator[Point]:
     """A death at each boundary that was seen, at its first and at later occurrences."""
     for (boundary, moment), times in sorted(seen.items()):
-        often = USUAL[:1] if boundary.request in READS else DEEP.get(boundary, USUAL)
-        yield from ((Point(boundary, moment, nth),) for nth in often if nth <= times)
+        often = (1,) if boundary.request in READS else DEEP.get(boundary, USUAL)
+        yield from (Point(boundary, moment, nth) for nth in often if nth <= times)
 
 
-def of_recovery(cases: Sequence[Case], known: Iterable[Boundary]) -> Iterator[tuple[Point, ...]]:
-    """A death at each boundary that only a recovery met, after the death with which it began."""
-    fresh: dict[Boundary, tuple[Point, ...]] = {}
+def of_recovery(cases: Sequence[Case], known: Collection[Boundary]) -> Iterator[list[tuple[Point, ...]]]:
+    """A death at each boundary that only recoveries met, after some of the deaths with which they began."""
+    fresh: dict[Boundary, list[tuple[Point, ...]]] = {}
     for case in cases:
         for boundary in {boundary for boundary, _ in case.seen} - set(known):
-            fresh.setdefault(boundary, case.points)
-    for boundary, before in sorted(fresh.items()):
-        yield from ((*before, Point(boundary, moment)) for moment in Moment)
+            fresh.setdefault(boundary, []).append(case.points)
+    for boundary, ways in sorted(fresh.items()):
+        ways.sort(key=lambda points: points[-1].boundary.client != boundary.client)  # its own death first
+        for moment in Moment:
+            yield [(*before, Point(boundary, moment)) for before in ways[:WAYS_MAX]]
 
 
 def named() -> set[str]:
@@ -202,7 +188,8 @@ def _all(ground: Ground, zygote: Zygote, lanes: int, only: str) -> Iterator[Case
     runner = Runner(ground, zygote, lanes)
     seen = runner.calm().seen
     cases = []
-    for case in runner.run([points for points in singles(seen) if only in str(points[-1])]):
+    firsts = [point for point in singles(seen) if only in str(point)]
+    for case in runner.run([[(point,)] * WAYS_MAX for point in firsts]):
         cases.append(case)
         yield case
     yield from runner.run(list(of_recovery(cases, {boundary for boundary, _ in seen})))

@@ -11,6 +11,16 @@ from tests.chaos.crash_points_life import Boundary, Point, Record
 BREACHES_SHOWN: Final = 3
 
 
+# fmt: off
+READS: Final = frozenset((
+    "ConsumerGroupDescribe", "Fetch", "ListOffsets", "Metadata", "OffsetFetch", "Range", "assignments",
+    "check", "entries", "entry", "generation", "heads", "holes", "kept_keys", "last_rows", "positions",
+    "rows_after", "rows_of", "sighted", "streams", "system_id", "watermarks",
+))
+# fmt: on
+"""Requests that change nothing: after the third of them nothing is other than after the first."""
+
+
 @dataclass(slots=True)
 class Case:
     """A case that was run."""
