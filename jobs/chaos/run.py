@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Final
 
 import orjson
@@ -85,9 +85,9 @@ class Run:
         self._watch = Watch(made.direct.postgres, made.source.name, self._load)
         self._nemesis = Nemesis(made, self._signing, self._over)
         self._operator = Operator(made, self._signing, self._over)
+        self._door = threading.Lock()
         self._idle = threading.Condition()
         self._busy = 0
-        self._alone = False
         self.report = Report(wish.seed, wish.minutes)
 
     def carry_out(self) -> Report:
@@ -115,7 +115,7 @@ class Run:
             "planned": self._wish.faults,
             "seconds": round(seconds, 1),
             "settled_s": settled_s,
-            "sign_ended": dict(self._signing.ends),
+            "sign_ended": list(self._signing.ends),
             "carried_bytes": self._ground.links.carried_bytes(),
         }
         return report
@@ -140,52 +140,52 @@ class Run:
 
     def _lane(self, faults: SimpleQueue[Fault], started_s: float) -> None:
         ends_s = started_s + self._wish.minutes * 60
-        while time.monotonic() < ends_s:
-            try:
-                fault = faults.get_nowait()
-            except Empty:
-                return
-            ahead_s = started_s + fault.start_s - time.monotonic()
-            self._over.wait(max(0.0, ahead_s))
-            self._one(fault, PATIENCE_BEHIND_S if ahead_s < -BEHIND_S else PATIENCE_S)
+        while (fault := self._next(faults, started_s, ends_s)) is not None:
+            self._one(fault, behind=time.monotonic() - started_s > fault.start_s + BEHIND_S)
+            with self._idle:
+                self._busy -= 1
+                self._idle.notify_all()
 
-    def _one(self, fault: Fault, patience_s: float) -> None:
+    def _next(self, faults: SimpleQueue[Fault], started_s: float, ends_s: float) -> Fault | None:
+        """The next everyday fault; the ones before it that stand alone are over by then. None at the end."""
+        while True:
+            with self._door:  # faults begin in the order of the plan
+                if faults.empty() or time.monotonic() > ends_s:
+                    return None
+                fault = faults.get()
+                self._over.wait(max(0.0, started_s + fault.start_s - time.monotonic()))
+                with self._idle:
+                    if not fault.kind.alone:
+                        self._busy += 1
+                        return fault
+                    self._idle.wait_for(lambda: self._busy == 0)
+                self._one(fault, behind=False)
+
+    def _one(self, fault: Fault, *, behind: bool) -> None:
         alone = fault.kind.alone
-        self._enter(alone=alone)
         self._watch.began()
         if alone:
             self._note_halts()  # what it will halt itself, on purpose, is another matter
         say(f"{time.strftime('%H:%M:%S')} {fault}")
-        done = False
+        done = self._carried_out(fault)
+        case = self._watch.over(str(fault.kind), done=done)
+        if alone:
+            self._signing.start()  # whatever became of the repair
+        if done:
+            patience_s = PATIENCE_ALONE_S if alone else PATIENCE_BEHIND_S if behind else PATIENCE_S
+            self._watch.wait(case, case.ended_s + patience_s)
+
+    def _carried_out(self, fault: Fault) -> bool:
         try:
-            (self._operator if alone else self._nemesis).carry_out(fault)
-            done = True
+            (self._operator if fault.kind.alone else self._nemesis).carry_out(fault)
         except SkippedError as why:
             self.report.skipped[str(fault.kind)] = str(why)
         except Exception as error:  # noqa: BLE001 - whatever our own tool stumbles over is told, and the run goes on
             self.report.failed.append(f"{fault}: {type(error).__name__}: {error}")
             say(f"  {fault} could not be carried out: {error}")
-        finally:
-            case = self._watch.over(str(fault.kind), done=done)
-            if alone:
-                self._signing.start()  # whatever became of the repair
-        if done:
-            self._watch.wait(case, case.ended_s + (PATIENCE_ALONE_S if alone else patience_s))
-        self._leave(alone=alone)
-
-    def _enter(self, *, alone: bool) -> None:
-        """Wait for one's turn: a fault that is to be alone lets no other begin, and waits for those there are."""
-        with self._idle:
-            self._idle.wait_for(lambda: not self._alone)
-            self._alone = alone
-            self._idle.wait_for(lambda: self._busy == 0 or not alone)
-            self._busy += 1
-
-    def _leave(self, *, alone: bool) -> None:
-        with self._idle:
-            self._busy -= 1
-            self._alone = self._alone and not alone
-            self._idle.notify_all()
+        else:
+            return True
+        return False
 
     def _note_halts(self) -> None:
         for stream, why in sorted(self._signing.halts.items()):

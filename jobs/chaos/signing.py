@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import deque
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -16,6 +16,7 @@ import orjson
 from jobs.output import say
 from pipeline.errors import RuntimeFault
 
+ENDS_KEPT: Final = 100
 AGAIN_AFTER_S: Final = 1.0
 STOP_TIMEOUT_S: Final = 200.0
 COMMAND_TIMEOUT_S: Final = 240.0
@@ -48,7 +49,7 @@ class Signing:
         self._thread = threading.Thread(target=self._keep, name="signing", daemon=True)
         self.progress: dict[str, Any] = {}
         self.progress_s = 0.0
-        self.ends: Counter[str] = Counter()  #: how the command ended without being asked to, and how often
+        self.ends: deque[str] = deque(maxlen=ENDS_KEPT)  #: how the command ended without being asked to
         self.halts: dict[str, str] = {}  #: stream → reason, as seen since the last `start`
 
     def start(self) -> None:
@@ -110,7 +111,7 @@ class Signing:
                 self._process = None
             self.progress = {}
             if self._wanted.is_set():
-                self.ends[f"{code}: {error}"] += 1
+                self.ends.append(f"{code}: {error}")
                 say(f"  sign ended with {code}: {error}")
                 self._over.wait(AGAIN_AFTER_S)
 
