@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
 from jobs.loading import load_settings
-from jobs.output import Json, emit_list, say
+from jobs.output import Json, emit, say
 from pipeline.errors import MalformedBatch, UsageError
 from pipeline.local.resolve import resolve
 from pipeline.settings import Settings
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.assignment.rebuilding import Difference
     from pipeline.stages.sweeper import Desk
 
-TITLES: Final = ("what", "name", "found", "wanted", "why")
+NOTHING: Final = "nothing"
 
 
 def recover(
@@ -58,7 +59,9 @@ async def rebuild(settings: Settings) -> list[Difference]:
     """Make etcd as it must be; what was changed. Raises NotLeader, DeploymentHalted, DependencyDown."""
     from actors import composition
 
-    await _require_topics(settings)
+    used = await _used(settings)
+    async with composition.topics(settings) as topics:
+        await topics.prepare(settings.deployment, settings.sources, used)
     async with composition.recovery(settings) as recovery:
         return await recovery.repair()
 
@@ -68,35 +71,49 @@ async def _show(settings: Settings, *, as_json: bool) -> None:
     from jobs.desk import leads
     from pipeline.stages.recovery import cannot
 
-    await _require_topics(settings)
     if await leads(settings):
         say("a pipeline runs, or ran some seconds ago: what is under way is shown as a difference")
+    settings, has_topics = await _with_topics(settings)
     async with composition.recovery(settings) as recovery:
-        found = await recovery.look()
+        found = await recovery.look(has_topics=has_topics)
     _tell(found.differences, as_json=as_json)
     if found.problems:
         raise cannot(found.problems)
     say("Nothing was changed. Next: oncesign recover" if found.differences else "etcd is as it must be.")
 
 
-async def _require_topics(settings: Settings) -> None:
-    """Every topic is there once the ledger has rows; without one nobody can say what was published."""
-    from actors import composition
+async def _used(settings: Settings) -> frozenset[str]:
+    """The sources that the ledger has rows of; their topics must be there."""
     from pipeline.adapters.ledger import PostgresLedger
 
     ledger = PostgresLedger(settings.postgres)
     try:
-        used = frozenset(stream.source for stream in await ledger.heads())
+        used = {stream.source for stream in await ledger.heads()}
     finally:
         await ledger.close()
-    known = frozenset(source.name for source in settings.sources)
+    return frozenset(used & {source.name for source in settings.sources})
+
+
+async def _with_topics(settings: Settings) -> tuple[Settings, bool]:
+    """Without the sources that were never signed for; and whether anything ever was. Raises DeploymentHalted."""
+    from actors import composition
+    from pipeline.adapters.kafka import Topics
+
+    used = await _used(settings)
+    names = Topics(settings.kafka.topic_prefix)
     async with composition.topics(settings) as topics:
-        await topics.require(used & known)
+        await topics.require(used)
+        present = await topics.names()
+    known = [source for source in settings.sources if names.batches(source.name) in present]
+    return settings.model_copy(update={"sources": known}), names.signed in present
 
 
 def _tell(differences: Sequence[Difference], *, as_json: bool) -> None:
-    if differences or as_json:
-        emit_list([dataclasses.asdict(difference) for difference in differences], TITLES, as_json=as_json)
+    for d in differences:
+        if as_json:
+            emit(dataclasses.asdict(d))
+        else:
+            sys.stdout.write(f"{d.what} {d.name}: {d.found or NOTHING} -> {d.wanted or NOTHING} ({d.why})\n")
 
 
 def _named(stream: str) -> Stream:

@@ -35,13 +35,19 @@ class Facts:
 
     watermarks: Mapping[Key, int]
     kept: Mapping[Key, KeptKey]
-    heads: Mapping[Stream, LedgerEntry]  #: the ledger's last row of each stream
-    unpublished: Mapping[Batch, LedgerEntry]  #: rows of the ledger whose batch is not on tx.signed
-    sworn: frozenset[Batch]  #: of the batches that etcd has an assignment for, those that are in the ledger
-    holes: frozenset[Batch]  #: batches below a head that are not in the ledger
-    batches: Mapping[Batch, AssignRequest]  #: as tx.batches holds them, as far as they are needed
-    cursors: Mapping[Stream, Cursor]  #: of the heads
-    chains: Mapping[Stream, tuple[int, str]]  #: chain id and system id of each stream in the settings
+    heads: Mapping[Stream, LedgerEntry] = field(default_factory=dict)  #: the ledger's last row of each stream
+    unpublished: Mapping[Batch, LedgerEntry] = field(
+        default_factory=dict
+    )  #: rows of the ledger whose batch is not on tx.signed
+    sworn: frozenset[Batch] = (
+        frozenset()
+    )  #: of the batches that etcd has an assignment for, those that are in the ledger
+    holes: frozenset[Batch] = frozenset()  #: batches below a head that are not in the ledger
+    batches: Mapping[Batch, AssignRequest] = field(
+        default_factory=dict
+    )  #: as tx.batches holds them, as far as they are needed
+    cursors: Mapping[Stream, Cursor] = field(default_factory=dict)  #: of the heads
+    chains: Mapping[Stream, tuple[int, str]] = field(default_factory=dict)  #: chain and system id, by the settings
     generation: int = 0  #: of the ledger: what was assigned in an earlier one and is not in it, it refuses
     problems: tuple[str, ...] = ()  #: what could not be told while the facts were gathered
 

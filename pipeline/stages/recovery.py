@@ -74,10 +74,10 @@ class Recovery:
         self._leadership = Leadership(ports.store, self._paths, ports.clock, settings)
         self._signed = signed
 
-    async def look(self) -> Rebuilt:
+    async def look(self, *, has_topics: bool = True) -> Rebuilt:
         """What differs now; nothing is changed, and while a pipeline runs it may not be true. Raises DependencyDown."""
         view = await startup.load(self._ports.store, self._paths)
-        facts = await self._remains.facts(view)
+        facts = await (self._remains.facts(view) if has_topics else self._remains.facts_of_ledger())
         rebuilt = rebuild(view, facts, None, self._node, self._ports.clock.unix_ms())
         if await self._ports.store.get(self._paths.genesis) is None and (view.keys or rebuilt.differences):
             rebuilt.differences.insert(0, self._no_genesis())

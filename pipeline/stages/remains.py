@@ -168,6 +168,15 @@ class Remains:
             problems=tuple(found.problems),
         )
 
+    async def facts_of_ledger(self) -> Facts:
+        """The same of a deployment without topics: nothing of it was ever assigned. Raises DatabaseUnavailable."""
+        ledger = self._ports.ledger
+        return Facts(
+            watermarks=await ledger.watermarks(),
+            kept={(key.chain_id, key.address): key for key in await ledger.kept_keys()},
+            generation=await ledger.generation(),
+        )
+
     # ── the ledger ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _heads(self) -> dict[Stream, LedgerEntry]:

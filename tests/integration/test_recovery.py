@@ -201,6 +201,27 @@ async def test_signing_goes_on_after_a_recovery(
     assert await violations(settings) == []
 
 
+async def test_keys_that_never_signed_come_back_too(settings: Settings, etcd: OwnEtcd, oncesign: Oncesign) -> None:
+    assert told(await asyncio.to_thread(oncesign, "recover", "--dry-run", "--json")) == []
+    assert told(await asyncio.to_thread(oncesign, "recover", "--json")) == []
+    ended = await asyncio.to_thread(oncesign, "keys", "create", "--count", "2", "--json")
+    created = set(json.loads(ended.out)["created"])
+    before = {kv.key: kv.value for kv in await held(settings) if "/sealed/" in kv.key}
+    await asyncio.to_thread(etcd.down)
+    etcd.put_back(lost=True)
+    settings.etcd = await asyncio.to_thread(etcd.up)
+    shown = told(await asyncio.to_thread(oncesign, "recover", "--dry-run", "--json"))
+    assert [difference["what"] for difference in shown] == ["genesis", "sealed key", "sealed key", "key", "key"]
+    assert await held(settings) == []
+    ended = await asyncio.to_thread(oncesign, "recover")
+    assert ended.code == 0, ended.err
+    assert "if it was disabled, disable it again" in ended.out
+    assert {kv.key: kv.value for kv in await held(settings) if "/sealed/" in kv.key} == before
+    listed = told(await asyncio.to_thread(oncesign, "keys", "list", "--json"))
+    assert {key["address"] for key in listed} == created
+    assert {(key["state"], key["next_nonce"]) for key in listed} == {("free", 0)}
+
+
 async def test_nothing_is_rebuilt_while_anything_could_sign(
     settings: Settings, kek: Kek, oncesign: Oncesign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
