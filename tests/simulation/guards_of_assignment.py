@@ -1,0 +1,176 @@
+"""Mutants of the key manager, of what it writes to etcd, and of the ledger behind it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.simulation.mutation import Edit, Mutant
+
+VIEW: Final = "pipeline.assignment.view"
+PLAN: Final = "pipeline.assignment.plan"
+RULES: Final = "pipeline.assignment.rules"
+MANAGER: Final = "pipeline.assignment.manager"
+STARTUP: Final = "pipeline.assignment.startup"
+LEADERSHIP: Final = "pipeline.assignment.leadership"
+SIGNER: Final = "pipeline.stages.signer"
+LEDGER: Final = "pipeline.testing.ledger"
+STREAM_WRITER: Final = "pipeline.testing.stream_writer"
+
+LAST_BATCH: Final = Edit(
+    STREAM_WRITER, "if at is not None else await self._last_batch()", "if at is not None else None"
+)
+CHAIN: Final = Edit(
+    RULES, "    if request.seq != stream.seq + 1 or request.prev != stream.cursor:\n", "    if False:\n"
+)
+FENCE: Final = Edit(VIEW, "            Compare(self.paths.leader, create_revision=self.fence),\n", "")
+UUID: Final = Edit(VIEW, "            Compare(self.paths.leader, value=self.leader_value),\n", "")
+COMPARES: Final = "*(Compare(path, mod_revision=at) for path, at in revisions.items())"
+START_CHECK: Final = Edit(STARTUP, "    if problems:\n", "    if False:\n")
+LEDGER_ROW: Final = Edit(
+    LEDGER, "            if replace(known, worker=entry.worker) == entry:\n", "            if True:\n"
+)
+WATERMARK: Final = Edit(LEDGER, "        if watermark != entry.first_nonce:\n", "        if False:\n")
+
+
+def _uncompared(prefix: str) -> Edit:
+    return Edit(PLAN, COMPARES, COMPARES[:-1] + f" if not path.startswith(self.guard.paths.{prefix}))")
+
+
+MUTANTS: Final[tuple[Mutant, ...]] = (
+    Mutant("uuid compare", "A write compares the fence, not the leader's uuid.", (UUID,), disaster="restore_etcd"),
+    Mutant("fence and uuid compare", "Whoever has led goes on writing.", (FENCE, UUID)),
+    Mutant("stream compare", "A write does not compare the stream's mod_revision.", (_uncompared("streams"),)),
+    Mutant("key compare", "A write does not compare the key's mod_revision.", (_uncompared("keys"),)),
+    Mutant("all compares of records", "A write compares the leader alone.", (Edit(PLAN, f", {COMPARES})", ",)"),)),
+    Mutant(
+        "compares of what is relied on",
+        "A reply that writes nothing is given without asking etcd.",
+        (Edit(PLAN, "revisions = self.relied | {path", "self.relied.clear()\n        revisions = {path"),),
+    ),
+    Mutant(
+        "chain check",
+        "A batch need not continue its stream.",
+        (CHAIN,),
+        disaster="skip_batch",
+    ),
+    Mutant(
+        "same batch, same assignment",
+        "A batch that is asked for again is not looked for among the assignments.",
+        (Edit(RULES, "        if existing is not None:\n", "        if False:\n"),),
+    ),
+    Mutant(
+        "digest on repeat",
+        "A reader that forgot its place publishes a batch again with other rows, and it gets the same nonces.",
+        (
+            LAST_BATCH,
+            Edit(RULES, "        if existing.digest != request.digest:\n", "        if False:\n"),
+            Edit(SIGNER, "        check_job(batch, assignment, int(np.count_nonzero(reasons == 0)))\n", ""),
+        ),
+        breaks=("I1", "I2"),
+    ),
+    Mutant(
+        "published means skip",
+        "A batch whose assignment is gone is taken for a new one.",
+        (Edit(RULES, "        if request.seq <= stream.seq:\n", "        if False:\n"),),
+    ),
+    Mutant(
+        "free keys only",
+        "A locked key is lent once more.",
+        (Edit(RULES, "key for key in held if key.state is KeyState.FREE", "key for key in held"),),
+    ),
+    Mutant(
+        "next nonce",
+        "The key's next nonce stays where it was.",
+        (Edit(RULES, "next_nonce=key.next_nonce + request.count,", "next_nonce=key.next_nonce,"),),
+        calm=True,
+    ),
+    Mutant(
+        "later batches wait",
+        "A batch is lent a key although the one before it waits for one.",
+        (Edit(RULES, "Waiting() if request.stream in self._held_back else self._next", "self._next"),),
+    ),
+    Mutant(
+        "lost answer",
+        "A transaction without an answer is taken for done.",
+        (
+            Edit(
+                MANAGER,
+                "                if self._clock.monotonic_s() > deadline_s:\n                    raise StoreUn",
+                "                if isinstance(error, AmbiguousTxn):\n"
+                "                    return TxnResult(succeeded=True, revision=self._view.latest_ms)\n"
+                "                if self._clock.monotonic_s() > deadline_s:\n                    raise StoreUn",
+            ),
+        ),
+    ),
+    Mutant(
+        "reply after the write",
+        "An assignment is told before etcd has it.",
+        (
+            Edit(
+                MANAGER,
+                "        await self._carry_out(plan)\n",
+                "        asyncio.ensure_future(self._carry_out(plan))\n        await asyncio.sleep(0)\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "one leader at a time",
+        "A key manager leads without waiting for the one before it.",
+        (
+            Edit(
+                LEADERSHIP,
+                "            compares=(Compare(self._paths.leader, create_revision=0),),\n",
+                "            compares=(),\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "exit without the fence",
+        "A key manager that leads no more stays.",
+        (Edit(MANAGER, "        self._fence_lost()\n", ""),),
+    ),
+    Mutant(
+        "fail-closed start",
+        "A key manager starts on an etcd that is behind the ledger, and the ledger takes a second answer.",
+        (START_CHECK, LEDGER_ROW, WATERMARK),
+        twin=True,
+        disaster="restore_etcd",
+        real="tests/contract/test_ledger.py::test_a_second_answer_for_a_batch_is_refused",
+    ),
+    Mutant(
+        "ledger row",
+        "A batch may be sworn twice, differently, on an etcd that is behind the ledger.",
+        (LEDGER_ROW, START_CHECK),
+        twin=True,
+        disaster="restore_etcd",
+        real="tests/contract/test_ledger.py::test_a_second_answer_for_a_batch_is_refused",
+    ),
+    Mutant(
+        "watermark",
+        "A nonce may be sworn twice, on an etcd that is behind the ledger.",
+        (WATERMARK, START_CHECK),
+        twin=True,
+        disaster="restore_etcd",
+        real="tests/contract/test_ledger.py::test_only_the_next_nonce_of_a_sender_is_taken",
+    ),
+    Mutant(
+        "ledger at all",
+        "Signatures leave without a ledger row.",
+        (Edit(SIGNER, "        await self._ledger.record(entry_of(assignment, self._worker))\n", ""),),
+        calm=True,
+    ),
+    Mutant(
+        "ledger before the signature",
+        "The ledger row is written after signing.",
+        (
+            Edit(SIGNER, "        await self._ledger.record(entry_of(assignment, self._worker))\n", ""),
+            Edit(
+                SIGNER,
+                "        reasons = _with_failures(reasons, signed)\n",
+                "        await self._ledger.record(entry_of(assignment, self._worker))\n"
+                "        reasons = _with_failures(reasons, signed)\n",
+            ),
+        ),
+        calm=True,
+    ),
+)
