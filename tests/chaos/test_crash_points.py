@@ -22,7 +22,7 @@ from tests.chaos.crash_points_life import ROWS, Boundary, Point, check
 from tests.chaos.crash_points_repair import WRITES, Loss, Repairs
 from tests.chaos.crash_points_zygote import Zygote
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 RECORD = Boundary("signer", "postgres", "record")
 END = Boundary("consumer", "kafka", "EndTxn")
