@@ -222,10 +222,17 @@ class _Altered:
 
 @dataclass(frozen=True, slots=True)
 class _Together:
-    """Several answers that are of use only together."""
+    """Several answers that are of use only together.
+
+    A leader that dies in the middle can leave a partition without error and without offset (-1001). Taken for the end
+    of tx.signed, that would be a topic from which everything is gone.
+    """
 
     futures: Mapping[TopicPartition, Any]
     order: Sequence[TopicPartition]
 
     def result(self, timeout_s: float) -> list[Any]:
-        return [self.futures[partition].result(timeout_s) for partition in self.order]
+        found = [self.futures[partition].result(timeout_s) for partition in self.order]
+        if any(answer.offset < 0 for answer in found):
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
+        return found
