@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import faulthandler
 import json
+import logging
 import os
 import signal
 import threading
@@ -36,6 +37,7 @@ from pipeline.assignment.records import Assignment, StreamRecord
 from pipeline.custody.generation import address_of
 from pipeline.custody.sealing import Kek
 from pipeline.effects import Effect, Moment, effect
+from pipeline.errors import DependencyDown, NotLeader
 from pipeline.ports import Assigned, AssignReply, AssignRequest, SignedBatch
 from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, ReaderSettings, Settings, SourceSettings
 from pipeline.stages.consumer import Worker
@@ -43,6 +45,8 @@ from pipeline.stages.signer import Signer
 from pipeline.stock.mix import Mix
 from pipeline.stock.row import insert
 from pipeline.stream import Stream
+
+log = logging.getLogger(__name__)
 
 TABLE: Final = "payouts"
 SHARDS: Final = 2
@@ -58,6 +62,7 @@ LEASE_TTL_S: Final = 4
 SETTLE_MAX_S: Final = 60.0
 """I9: how long after its start a pipeline may take until everything is settled."""
 
+AGAIN_S: Final = 1.0
 STOP_MAX_S: Final = 20.0
 NODE: Final = "here"
 
@@ -364,7 +369,7 @@ async def live(lookout: Lookout, work: Callable[[], Awaitable[float]]) -> Record
     record = Record()
     effects.watch(lookout)
     try:
-        record.settled_s = await asyncio.wait_for(work(), SETTLE_MAX_S)
+        record.settled_s = await asyncio.wait_for(_supervised(work), SETTLE_MAX_S)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the result
         record.breaches.append(f"I9: not settled: {type(error).__name__}: {error}")
     effects.watch(None)
@@ -372,11 +377,23 @@ async def live(lookout: Lookout, work: Callable[[], Awaitable[float]]) -> Record
     return record
 
 
+async def _supervised(work: Callable[[], Awaitable[float]]) -> float:
+    """Begin again after what a supervisor begins again after: servers that stood still, a lease lost meanwhile."""
+    born_s = time.monotonic()
+    while True:
+        try:
+            await work()
+            return time.monotonic() - born_s
+        except (DependencyDown, NotLeader) as error:
+            log.warning("begins again: %s", error)
+            await asyncio.sleep(AGAIN_S)
+
+
 async def checked(settings: Settings, lookout: Lookout, *, repairs: bool) -> Record:
     """A repair, or a life until all is settled and then the check of it."""
     if repairs:
         return await live(lookout, lambda: repair(settings))
-    record = await live(lookout, Life(settings).run)
+    record = await live(lookout, lambda: Life(settings).run())
     if not record.breaches:
         record.breaches = await check(settings)
     return record
