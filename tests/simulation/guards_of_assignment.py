@@ -10,6 +10,7 @@ VIEW: Final = "pipeline.assignment.view"
 PLAN: Final = "pipeline.assignment.plan"
 RULES: Final = "pipeline.assignment.rules"
 MANAGER: Final = "pipeline.assignment.manager"
+WRITING: Final = "pipeline.assignment.writing"
 STARTUP: Final = "pipeline.assignment.startup"
 LEADERSHIP: Final = "pipeline.assignment.leadership"
 SIGNER: Final = "pipeline.stages.signer"
@@ -27,7 +28,7 @@ UUID: Final = Edit(VIEW, "            Compare(self.paths.leader, value=self.lead
 COMPARES: Final = "*(Compare(path, mod_revision=at) for path, at in revisions.items())"
 START_CHECK: Final = Edit(STARTUP, "    if problems:\n", "    if False:\n")
 LEDGER_ROW: Final = Edit(
-    LEDGER, "            if replace(known, worker=entry.worker) == entry:\n", "            if True:\n"
+    LEDGER, "if known is not None and replace(known, worker=entry.worker) == entry:", "if known is not None:"
 )
 WATERMARK: Final = Edit(LEDGER, "        if watermark != entry.first_nonce:\n", "        if False:\n")
 
@@ -37,21 +38,19 @@ def _uncompared(prefix: str) -> Edit:
 
 
 MUTANTS: Final[tuple[Mutant, ...]] = (
-    Mutant("uuid compare", "A write compares the fence, not the leader's uuid.", (UUID,), disaster="restore_etcd"),
     Mutant("fence and uuid compare", "Whoever has led goes on writing.", (FENCE, UUID)),
     Mutant("stream compare", "A write does not compare the stream's mod_revision.", (_uncompared("streams"),)),
-    Mutant("key compare", "A write does not compare the key's mod_revision.", (_uncompared("keys"),)),
     Mutant("all compares of records", "A write compares the leader alone.", (Edit(PLAN, f", {COMPARES})", ",)"),)),
     Mutant(
         "compares of what is relied on",
         "A reply that writes nothing is given without asking etcd.",
-        (Edit(PLAN, "revisions = self.relied | {path", "self.relied.clear()\n        revisions = {path"),),
+        (Edit(PLAN, "        return self.size() > 0\n", "        return not self.writes_nothing()\n"),),
     ),
     Mutant(
         "chain check",
         "A batch need not continue its stream.",
         (CHAIN,),
-        disaster="skip_batch",
+        deed="skip_batch",
     ),
     Mutant(
         "same batch, same assignment",
@@ -66,12 +65,14 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             Edit(RULES, "        if existing.digest != request.digest:\n", "        if False:\n"),
             Edit(SIGNER, "        check_job(batch, assignment, int(np.count_nonzero(reasons == 0)))\n", ""),
         ),
+        deed="reread",
         breaks=("I1", "I2"),
     ),
     Mutant(
         "published means skip",
         "A batch whose assignment is gone is taken for a new one.",
         (Edit(RULES, "        if request.seq <= stream.seq:\n", "        if False:\n"),),
+        deed="pause_consumer",
     ),
     Mutant(
         "free keys only",
@@ -94,11 +95,11 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "A transaction without an answer is taken for done.",
         (
             Edit(
-                MANAGER,
-                "                if self._clock.monotonic_s() > deadline_s:\n                    raise StoreUn",
-                "                if isinstance(error, AmbiguousTxn):\n"
-                "                    return TxnResult(succeeded=True, revision=self._view.latest_ms)\n"
-                "                if self._clock.monotonic_s() > deadline_s:\n                    raise StoreUn",
+                WRITING,
+                "            if clock.monotonic_s() > deadline_s:\n",
+                "            if isinstance(error, AmbiguousTxn):\n"
+                "                return TxnResult(succeeded=True, revision=0)\n"
+                "            if clock.monotonic_s() > deadline_s:\n",
             ),
         ),
     ),
@@ -112,6 +113,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
                 "        asyncio.ensure_future(self._carry_out(plan))\n        await asyncio.sleep(0)\n",
             ),
         ),
+        calm=True,
     ),
     Mutant(
         "one leader at a time",
@@ -134,7 +136,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "A key manager starts on an etcd that is behind the ledger, and the ledger takes a second answer.",
         (START_CHECK, LEDGER_ROW, WATERMARK),
         twin=True,
-        disaster="restore_etcd",
+        deed="restore_etcd",
         real="tests/contract/test_ledger.py::test_a_second_answer_for_a_batch_is_refused",
     ),
     Mutant(
@@ -142,7 +144,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "A batch may be sworn twice, differently, on an etcd that is behind the ledger.",
         (LEDGER_ROW, START_CHECK),
         twin=True,
-        disaster="restore_etcd",
+        deed="restore_etcd",
         real="tests/contract/test_ledger.py::test_a_second_answer_for_a_batch_is_refused",
     ),
     Mutant(
@@ -150,7 +152,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "A nonce may be sworn twice, on an etcd that is behind the ledger.",
         (WATERMARK, START_CHECK),
         twin=True,
-        disaster="restore_etcd",
+        deed="restore_etcd",
         real="tests/contract/test_ledger.py::test_only_the_next_nonce_of_a_sender_is_taken",
     ),
     Mutant(

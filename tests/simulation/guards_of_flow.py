@@ -40,15 +40,13 @@ END: Final = Boundary("consumer", "kafka", "EndTxn")
 LATE_END: Final = tuple(
     Plan(
         (
-            CrashPoint(END, "arrives after the next", nth),
-            CrashPoint(open_at, "takes long"),
-            CrashPoint(END, "dies before"),
+            CrashPoint(END, "arrives in the next", nth),
+            CrashPoint(Boundary("consumer", "kafka", "TxnOffsetCommit"), "is lost"),
         )
     )
-    for open_at in (Boundary("consumer", "kafka", "TxnOffsetCommit"), Boundary("consumer", "kafka", "Produce"))
     for nth in (1, 2, 3)
 )
-"""An EndTxn that is given up arrives in the next transaction, before its offsets are in it; then the process dies."""
+"""An EndTxn that is given up arrives in the next transaction, which fails before its offsets are in it."""
 
 MUTANTS: Final[tuple[Mutant, ...]] = (
     Mutant(
@@ -84,11 +82,13 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ),
         twin=True,
         real="tests/contract/test_stream_writer.py::test_a_second_writer_fences_the_first",
+        deed="double",
     ),
     Mutant(
         "last batch tells the position",
         "When Kafka has forgotten the reader's position, the reader goes on from etcd's stream record.",
         (LAST_BATCH,),
+        deed="forget_position",
         twin=True,
         real="tests/contract/test_stream_writer.py::test_without_its_offset_the_last_batch_tells_the_position",
     ),
@@ -99,7 +99,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             Edit(READER, "    if position.system_id != system_id:\n", "    if False:\n"),
             Edit(MANAGER, "        if found.system_id != record.system_id:\n", "        if False:\n"),
         ),
-        disaster="replace_postgres",
+        deed="replace_postgres",
     ),
     Mutant(
         "offset-reset error",
@@ -113,7 +113,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             ),
         ),
         twin=True,
-        disaster="trim_topic",
+        deed="trim_topic",
         breaks=("I8",),
         real="tests/contract/test_batch_subscription.py::"
         "test_what_has_no_offset_or_lost_it_to_retention_is_halted_not_skipped",
@@ -217,6 +217,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
                 f"                self._releases.add({RELEASE})\n",
             ),
         ),
+        deed="lose_commit",
     ),
     Mutant(
         "order of a partition",
@@ -224,10 +225,8 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         (
             Edit(
                 WORK,
-                "                if work.state is not State.DONE or not same or (works and size + work.size > bytes_max):\n"
-                "                    break\n",
-                "                if work.state is not State.DONE or not same or (works and size + work.size > bytes_max):\n"
-                "                    continue\n",
+                "size + work.size > bytes_max):\n                    break\n",
+                "size + work.size > bytes_max):\n                    continue\n",
             ),
         ),
     ),
@@ -264,23 +263,19 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         "sweeper: no open transaction",
-        "The sweeper looks at tx.signed although a transaction is open there.",
-        (Edit(SWEEPER, "            if stable[partition] < marks[partition]:\n", "            if False:\n"),),
+        "The sweeper looks at tx.signed up to where a transaction is open, and takes that for the end.",
+        (
+            Edit(
+                SWEEPER,
+                "        marks = await self._ports.log.ends(self._outlets.signed, committed=False)\n",
+                "        marks = await self._ports.log.ends(self._outlets.signed, committed=True)\n",
+            ),
+        ),
+        deed="tear_commit",
     ),
     Mutant(
         "sweeper: from the assignment on",
         "The sweeper looks at the end of tx.signed only.",
         (Edit(SWEEPER, "min(a.signed_from[partition] for a in assignments))", "end)"),),
-    ),
-    Mutant(
-        "signed_from stays",
-        "A batch that is asked for again is looked for from now on only.",
-        (
-            Edit(
-                RULES,
-                "replace(existing, worker=request.worker, node=request.node)",
-                "replace(existing, worker=request.worker, node=request.node, signed_from=request.signed_from)",
-            ),
-        ),
     ),
 )

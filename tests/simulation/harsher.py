@@ -11,23 +11,25 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.assignment.manager import KeyManager
 from pipeline.custody.unsealed import UnsealedKey
 from pipeline.ethereum.batch import Batch
 from pipeline.ethereum.kernel import SignedColumns
-from pipeline.ports import KeyValue, Txn, TxnResult
+from pipeline.ports import AssignReply, AssignRequest, KeyValue, Txn, TxnResult, Waiting
 from pipeline.stages.signer import Signer
 from pipeline.testing.broker import REQUEST_TIMEOUT_S, Broker
+from pipeline.testing.group import Generation
 from pipeline.testing.network import Network, Request
 from pipeline.testing.refusal import Code, Refused
 from pipeline.testing.simulation import course, crashes, evidence
-from pipeline.testing.simulation.cluster import KEK, SOURCE, Cluster, Member, Shape
+from pipeline.testing.simulation.cluster import GROUP, KEK, SOURCE, Cluster, Member, Shape
 from pipeline.testing.simulation.course import LOOK_S, RESUME_MAX_S, Verdict
 from pipeline.testing.simulation.crashes import Crashes, Plan
 from pipeline.testing.simulation.history import History, WitnessKernel
@@ -45,8 +47,8 @@ T = TypeVar("T")
 LATE: Final = {
     "arrives late": Fate(there_s=0.4, reset_s=0.005),
     "arrives very late": Fate(there_s=13.0, reset_s=0.005),
-    "arrives after the next": Fate(there_s=SOCKET_TIMEOUT_S + 0.5, reset_s=0.005),
-    "takes long": Fate(there_s=1.5),
+    "arrives in the next": Fate(there_s=SOCKET_TIMEOUT_S + 0.02, reset_s=0.005),
+    "is lost": Fate(lost=True, reset_s=0.005),
 }
 """More ways to fail at a boundary. What arrives late was given up when the connection broke, and asked again."""
 
@@ -58,6 +60,12 @@ SWAP_S: Final = 1.5
 TORN_S: Final = 9.0
 """Longer than the sweeper waits for an assignment and between two sweeps."""
 
+SILENT_S: Final = 11.0
+"""Longer than a client waits for the answer to its commit."""
+
+PAUSE_S: Final = 3.0
+REREAD_S: Final = 0.7
+OVERSLEPT_S: Final = 0.8
 DOUBLED: Final = ("reader", "consumer", "sweeper")
 
 
@@ -134,12 +142,14 @@ class WitnessStore(TwinStore):
         super().__init__(server, network)
         self._wrong = wrong
         self._claim: tuple[int, bytes] | None = None
+        self.heard = 0  #: answers of etcd
 
     def _commit(self, txn: Txn) -> TxnResult:
         self.server.expire()
         path = evidence.PATHS.leader
         leads = _claim_of(self.server.get(path))
         result = super()._commit(txn)
+        self.heard += 1
         written = {key for key, _ in txn.puts} | set(txn.deletes)
         if result.succeeded and path in written:
             self._claim = _claim_of(self.server.get(path))
@@ -180,14 +190,20 @@ class HarshCluster(Cluster):
         self.doubles: list[Process] = []
         self.wrong: list[str] = []
 
-    def store(self) -> TwinStore:
-        """For one more key manager."""
-        return WitnessStore(self.etcd, self.network, self.wrong)
-
-    def key_manager(self, process: Process) -> Any:
+    def key_manager(self, process: Process) -> KeyManager:
         """See Cluster."""
         manager = super().key_manager(process)
-        manager._store = manager._leadership._store = self.store()
+        manager._store = manager._leadership._store = store = WitnessStore(self.etcd, self.network, self.wrong)
+        assign = manager.assign
+
+        async def witnessed(requests: Sequence[AssignRequest], deadline_s: float) -> Sequence[AssignReply]:
+            heard = store.heard
+            replies = await assign(requests, deadline_s)
+            if store.heard == heard and not all(isinstance(reply, Waiting) for reply in replies):
+                self.wrong.append(f"I7: {process.name} answered from its memory: {replies}")
+            return replies
+
+        manager.assign = witnessed  # type: ignore[method-assign]
         return manager
 
     async def _sign(self, process: Process, slot: int) -> None:
@@ -207,16 +223,17 @@ class HarshCluster(Cluster):
 
 
 class HarshNemesis(Nemesis):
-    """Bound to one cluster; `disaster` comes in every course, and no other."""
+    """Bound to one cluster; `deed` comes in every course, and no disaster but it."""
 
-    def __init__(self, cluster: HarshCluster, rng: random.Random, disaster: str = "") -> None:
+    def __init__(self, cluster: HarshCluster, rng: random.Random, deed: str = "") -> None:
         self._harsh = cluster
+        self._deeds_under_way: list[asyncio.Task[None]] = []
         super().__init__(cluster, rng)
-        if disaster:
-            self._disasters = [getattr(self, f"_{disaster}")]
+        if deed:
+            self._disasters = [getattr(self, f"_{deed}")]
 
     def _faults(self) -> list[Callable[[], None]]:
-        return [*super()._faults(), self._forget_position, self._double, self._double, self._tear_markers]
+        return [*super()._faults(), self._forget_position, self._double, self._tear_markers, self._pause_consumer]
 
     def _catastrophes(self) -> list[Callable[[], None]]:
         return [*super()._catastrophes(), self._empty_etcd, self._replace_postgres]
@@ -236,6 +253,26 @@ class HarshNemesis(Nemesis):
         if process is not None:
             process.kill()
 
+    def _pause_manager(self) -> None:
+        """The key manager stands still for longer than its lease, another leads, and the first goes on."""
+        member = self._harsh.member("key-manager")
+        if member.process is None or member.process.dead:
+            return
+        self._fault("standstill", member.process.name, "stands still until its lease is over, and another leads")
+        member.process.freeze()
+        self._later(OVERSLEPT_S, member.process.thaw)
+        self._lose_leader()
+        self._usurp()
+
+    def _reread(self) -> None:
+        """As above, when batches wait for consumers that stand still, and more rows have come since."""
+        for member in self._harsh.members:
+            if member.name.startswith("consumer") and member.process is not None and not member.process.frozen:
+                member.process.freeze()
+                self._later(PAUSE_S, member.process.thaw)
+        self._fault("standstill", "consumers", f"stand still for {PAUSE_S} s")
+        self._later(REREAD_S, self._forget_position)
+
     def _double(self) -> None:
         """Ray lost sight of a process, and starts another one beside it."""
         member = self._rng.choice([m for m in self._harsh.members if m.name.startswith(DOUBLED)])
@@ -252,6 +289,59 @@ class HarshNemesis(Nemesis):
     def _mend_markers(self) -> None:
         self._harsh.broker.torn = False
         self._harsh.broker.write_markers()
+
+    def _tear_commit(self) -> None:
+        """As above, of a round whose consumer dies before it hears of it."""
+        self._spawn(self._torn_commit())
+
+    async def _torn_commit(self) -> None:
+        broker, slot = self._harsh.broker, await self._committing()
+        broker.torn = True
+        self._later(TORN_S, self._mend_markers)
+        while not broker.producers[f"local-{slot}"].pending:
+            await asyncio.sleep(crashes.LOOK_S)
+        self._fault("markers torn", slot, "dies when it has committed; the offsets are seen, and not yet the records")
+        process = self._harsh.member(slot).process
+        if process is not None:
+            process.kill()
+
+    def _lose_commit(self) -> None:
+        """Kafka is away for longer than a consumer waits for its commit."""
+        self._spawn(self._lost_commit())
+
+    async def _lost_commit(self) -> None:
+        slot = await self._committing()
+        self._fault("outage", "kafka", f"is away for {SILENT_S} s while {slot} commits")
+        end_s = self._harsh.loop.time() + SILENT_S
+        while self._harsh.loop.time() < end_s:
+            self._harsh.broker.down = True
+            await asyncio.sleep(crashes.LOOK_S * 100)
+        self._harsh.broker.down = False
+
+    async def _committing(self) -> str:
+        """The consumer that has a transaction open next."""
+        slots = [m.name for m in self._harsh.members if m.name.startswith("consumer")]
+        while True:
+            for slot in slots:
+                producer = self._harsh.broker.producers.get(f"local-{slot}")
+                if producer is not None and producer.begun_s is not None and producer.offsets:
+                    return slot
+            await asyncio.sleep(crashes.LOOK_S)
+
+    def _spawn(self, deed: Coroutine[Any, Any, None]) -> None:
+        self._deeds_under_way.append(asyncio.ensure_future(deed))
+
+    def _pause_consumer(self) -> None:
+        """It stands still, the group goes on without it, and then it goes on where it was."""
+        member = self._rng.choice([m for m in self._harsh.members if m.name.startswith("consumer")])
+        if member.process is None or member.process.dead or member.process.frozen:
+            return
+        self._fault("standstill", member.process.name, f"stands still for {PAUSE_S} s, and is out of the group")
+        member.process.freeze()
+        self._later(PAUSE_S, member.process.thaw)
+        for name in sorted(self._harsh.broker.group(GROUP).members):
+            if name.startswith(member.process.name):
+                self._harsh.broker.leave(Generation(GROUP, name))
 
     def _empty_etcd(self) -> None:
         self._disaster("etcd", "it is replaced by an empty one")
@@ -272,26 +362,27 @@ class HarshNemesis(Nemesis):
         self._later(SWAP_S, replaced)
 
 
-def run(seed: int, disaster: str = "", *, told: bool = False) -> Verdict:
-    """As simulation.course.run, and harsher; with that disaster if one is named."""
+def run(seed: int, deed: str = "", *, told: bool = False) -> Verdict:
+    """As simulation.course.run, and harsher; with that deed of the nemesis if one is named."""
     loop = SimulatedLoop()  # type: ignore[abstract] # what it lacks is I/O
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311 - not for secrets
     story = Story(loop, kept=told)
     weather = Weather(rng, story)
     shape = Shape(keys=rng.choice([1, 2, 3]), batch_rows_max=rng.choice([1, 2, 3]))
     cluster = HarshCluster(loop, weather, shape, story)
-    return loop.run(_followed(cluster, weather, rng, HarshNemesis(cluster, rng, disaster)))
+    return loop.run(_followed(cluster, weather, rng, HarshNemesis(cluster, rng, deed)))
 
 
-def run_points(plan: Plan, *, told: bool = False) -> Verdict:
-    """As simulation.crashes.run_points."""
+def run_points(plan: Plan, *, told: bool = False, alone: bool = False) -> Verdict:
+    """As simulation.crashes.run_points; with one consumer `alone` every round is its own."""
     loop = SimulatedLoop()  # type: ignore[abstract] # as above
     story = Story(loop, kept=told)
     fates = Crashes(plan.points, story)
-    cluster = HarshCluster(loop, fates, Shape(), story)
+    cluster = HarshCluster(loop, fates, Shape(consumers=1 if alone else 2, keys=4 if alone else 2), story)
     if plan.lost_batch:
         loop.create_task(crashes.lose_batch(cluster))
-    return loop.run(_followed(cluster, fates, random.Random(0), None))
+    rng = random.Random(0)  # noqa: S311 - not for secrets
+    return loop.run(_followed(cluster, fates, rng, None))
 
 
 async def _followed(cluster: HarshCluster, fates: Any, rng: random.Random, nemesis: Nemesis | None) -> Verdict:

@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import zip_longest
 from multiprocessing.connection import Connection, wait
@@ -26,17 +26,18 @@ from pipeline.testing.simulation import crashes, memory
 from pipeline.testing.simulation.course import Verdict
 from pipeline.testing.simulation.crashes import Plan
 from tests.simulation import harsher
-from tests.simulation.guards import MUTANTS
+from tests.simulation.guards import MUTANTS, REDISCOVERED
 from tests.simulation.mutation import Mutant, Stale, apply
 
 SEEDS: Final = 1_000
+STORY_LINES: Final = 40
 SURVIVED: Final = 4
 """Exit code, as of a verification that found a violation."""
 
 CRIPPLED: Final = re.compile(r"\b(NameError|AttributeError|TypeError|UnboundLocalError|IndentationError|SyntaxError)\b")
 """What a mutant that is no program shows; it proves nothing about any invariant."""
 
-Course = tuple[str, Callable[[], Verdict]]
+Course = tuple[str, Callable[..., Verdict]]
 
 
 @dataclass(slots=True)
@@ -49,6 +50,7 @@ class Fate:
     breach: str = ""
     courses: int = 0
     seconds: float = 0.0
+    story: list[str] = field(default_factory=list)  #: the end of that course, for a person
     wrong: str = ""  #: why it is no mutant at all: stale, no program, or dead without any fault
 
     @property
@@ -74,7 +76,8 @@ def examine(mutant: Mutant, seeds: Sequence[int], points: Sequence[Plan]) -> Fat
 
 def _hunt(mutant: Mutant, fate: Fate, courses: Iterator[Course]) -> None:
     if calm := _breaches(lambda: harsher.run_points(Plan())):
-        fate.breach, fate.by, fate.killed = calm[0], "calm", mutant.calm
+        first = next(filter(CRIPPLED.search, calm), calm[0])
+        fate.breach, fate.by, fate.killed = first, "calm", mutant.calm
         if not mutant.calm:
             fate.wrong = f"it breaks a calm course: {calm[0]}"
     for name, course in courses if not fate.by else ():
@@ -82,12 +85,13 @@ def _hunt(mutant: Mutant, fate: Fate, courses: Iterator[Course]) -> None:
         breaches = _breaches(course)
         if telling := [b for b in breaches if b.startswith(mutant.breaks or "I") or CRIPPLED.search(b)]:
             fate.breach, fate.by, fate.killed = telling[0], name, True
+            fate.story = [str(event) for event in course(told=True).events[-STORY_LINES:]]
             break
     if CRIPPLED.search(fate.breach):
         fate.killed, fate.wrong = False, f"it is no program: {fate.breach}"
 
 
-def _breaches(course: Callable[[], Verdict]) -> list[str]:
+def _breaches(course: Callable[..., Verdict]) -> list[str]:
     try:
         return course().breaches
     except RuntimeError as error:  # the loop's: it spins, or nothing is left to do
@@ -95,13 +99,13 @@ def _breaches(course: Callable[[], Verdict]) -> list[str]:
 
 
 def _courses(mutant: Mutant, seeds: Sequence[int], points: Sequence[Plan]) -> Iterator[Course]:
-    """Seeds and crash points in turn; where it takes a disaster, seeds alone."""
+    """Seeds and crash points in turn; where it takes a deed, seeds alone."""
     plans = mutant.plans or points
-    for seed, plan in zip_longest(seeds, () if mutant.disaster else plans):
+    for seed, plan in zip_longest(seeds, () if mutant.deed else plans):
         if plan is not None:
-            yield str(plan), partial(harsher.run_points, plan)
+            yield str(plan), partial(harsher.run_points, plan, alone=bool(mutant.plans))
         if seed is not None:
-            yield f"seed {seed}", partial(harsher.run, seed, mutant.disaster)
+            yield f"seed {seed}", partial(harsher.run, seed, mutant.deed)
 
 
 # ── a process for each ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -132,10 +136,10 @@ def _forked(jobs: Sequence[Callable[[], Any]], workers: int) -> Iterator[Any]:
             child.start()
             sender.close()
             running[receiver] = child
+        ready: Any
         for ready in wait(list(running)):
-            child = running.pop(ready)
-            yield ready.recv()  # type: ignore[union-attr]
-            child.join()
+            yield ready.recv()
+            running.pop(ready).join()
 
 
 def _in_child(job: Callable[[], Any], sender: Connection) -> None:
@@ -153,14 +157,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS, help="for each mutant, at the most")
     parser.add_argument("--only", action="append", metavar="NAME", help="these mutants; may be given again")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--story", action="store_true", help="how the course that broke came to its end")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     asked = parser.parse_args()
-    chosen = [mutant for mutant in MUTANTS if not asked.only or mutant.name in asked.only]
+    known = (*MUTANTS, *REDISCOVERED) if asked.only else MUTANTS
+    chosen = [mutant for mutant in known if not asked.only or mutant.name in asked.only]
     survivors = 0
     for fate in fates(chosen, range(asked.seeds), asked.workers):
         survivors += not fate.killed
         line = orjson.dumps(asdict(fate)).decode() if asked.json else _line(fate)
-        sys.stdout.write(line + "\n")
+        sys.stdout.write("\n".join([*(fate.story if asked.story else ()), line, ""]))
         sys.stdout.flush()
     sys.stderr.write(f"{len(chosen)} mutants, {survivors} survived\n")
     sys.exit(SURVIVED if survivors or not chosen else 0)

@@ -43,7 +43,7 @@ class Mutant:
     edits: tuple[Edit, ...]
     twin: bool = False  #: the guard is a server's or a client library's, and the twin plays it
     calm: bool = False  #: the guard is at work even when nothing goes wrong, so that a calm course may break
-    disaster: str = ""  #: without this one in every course the guard has nothing to do
+    deed: str = ""  #: of the nemesis; it comes in every course, for without it the guard has hardly anything to do
     plans: tuple[Plan, ...] = ()  #: crash points that meet nowhere else
     breaks: tuple[str, ...] = ()  #: of a second guard, taken away with the first: what the second alone prevents
     real: str = ""  #: of a twin's rule: the test that would catch the same edit in the adapter

@@ -1,0 +1,113 @@
+"""Each guard that is taken out of the real code is missed by the simulation; what is no mutant is told apart."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.simulation.guards import MUTANTS, NOT_ALONE
+from tests.simulation.mutation import Edit, Mutant, Stale, apply
+
+SEEDS = 200
+FEWEST = 30
+STARTUP = "pipeline.assignment.startup"
+SWEEPER = "pipeline.stages.sweeper"
+
+HARNESS = """
+import sys, orjson
+from dataclasses import asdict
+from tests.simulation.mutants import fates
+from tests.simulation.mutation import Edit, Mutant
+mutant = Mutant("a", "", (Edit({module!r}, {old!r}, {new!r}),))
+sys.stdout.write(orjson.dumps([asdict(fate) for fate in fates([mutant], range(10))]).decode())
+"""
+
+
+@pytest.fixture(scope="module")
+def fates() -> dict[str, dict[str, Any]]:
+    argv = [sys.executable, "-m", "tests.simulation.mutants", "--seeds", str(SEEDS), "--workers", "2", "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=280, check=False)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == len(MUTANTS), done.stderr[-3000:]
+    assert done.returncode == (0 if all(fate["killed"] for fate in found) else 4)
+    return {fate["name"]: fate for fate in found}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_no_guard_is_missed_by_nobody(mutant: Mutant, fates: dict[str, dict[str, Any]]) -> None:
+    fate = fates[mutant.name]
+    sys.stderr.write(f"{fate['by']}: {fate['breach']}\n")
+    assert not fate["wrong"]
+    assert fate["killed"], f"it survives {fate['courses']} courses"
+    assert fate["breach"].startswith(mutant.breaks or "I")
+    assert mutant.calm or fate["by"] != "calm"
+
+
+def test_the_table_is_whole() -> None:
+    names = [mutant.name for mutant in MUTANTS]
+    assert len(names) == len(set(names)) >= FEWEST
+    assert not NOT_ALONE.keys() & set(names)
+
+
+def test_what_a_twin_plays_is_tested_against_the_real_server() -> None:
+    for mutant in MUTANTS:
+        if mutant.real:
+            path, name = mutant.real.split("::")
+            with open(path, encoding="utf-8") as file:  # noqa: PTH123 - from the root, as pytest names it
+                assert f"def {name}(" in file.read()
+
+
+def hunted(old: str, new: str, module: str = STARTUP) -> dict[str, Any]:
+    script = HARNESS.format(module=module, old=old, new=new)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    [fate] = json.loads(done.stdout)
+    assert isinstance(fate, dict)
+    return fate
+
+
+def test_a_mutant_that_changes_nothing_survives() -> None:
+    fate = hunted("    if problems:\n", "    if len(problems) > 0:\n")
+    assert (fate["killed"], fate["wrong"], fate["breach"]) == (False, "", "")
+    assert fate["courses"] > 100
+
+
+def test_a_mutant_that_is_no_program_is_not_called_killed() -> None:
+    fate = hunted("        if not aged:\n", "        if not ages:\n", SWEEPER)
+    assert not fate["killed"]
+    assert "NameError" in fate["wrong"]
+
+
+def test_a_mutant_that_is_dead_at_once_is_not_called_killed() -> None:
+    fate = hunted("    if problems:\n", "    if not problems:\n        problems = ['nothing']\n")
+    assert not fate["killed"]
+    assert "calm course" in fate["wrong"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("    if no_such_thing:\n", "    if False:\n"),
+        ("import", "from"),
+        ("    if problems:\n", "    if problems:  # the same\n"),
+        ("    if problems:\n", "    if problems\n"),
+        ("REPAIR = ", "REPAIRED = "),
+    ],
+    ids=["gone", "often", "no change", "no syntax", "outside of functions"],
+)
+def test_a_stale_mutant_is_refused(old: str, new: str) -> None:
+    with pytest.raises(Stale):
+        apply(Mutant("stale", "", (Edit(STARTUP, old, new),)))
+
+
+def test_the_command_line_tells_a_person() -> None:
+    argv = [sys.executable, "-m", "tests.simulation.mutants", "--seeds", "3", "--only", "next nonce"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("next nonce")
+    assert "1 mutants, 0 survived" in done.stderr
