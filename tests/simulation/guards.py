@@ -35,6 +35,7 @@ REDISCOVERED: Final[tuple[Mutant, ...]] = (
         "Nobody compares a restored etcd with the ledger, which is the second guard.",
         (guards_of_assignment.START_CHECK,),
         deed="restore_etcd",
+        breaks=("I1", "I2"),
     ),
 )
 """What test_rediscovery.py needs beside the others. Those with a ledger survive: it prevents the worst."""

@@ -133,11 +133,9 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     ),
     Mutant(
         "fail-closed start",
-        "A key manager starts on an etcd that is behind the ledger, and the ledger takes a second answer.",
-        (START_CHECK, LEDGER_ROW, WATERMARK),
-        twin=True,
+        "A key manager starts on an etcd that is behind the ledger.",
+        (START_CHECK,),
         deed="restore_etcd",
-        real="tests/contract/test_ledger.py::test_a_second_answer_for_a_batch_is_refused",
     ),
     Mutant(
         "ledger row",

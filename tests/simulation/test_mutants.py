@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests.simulation.guards import MUTANTS, NOT_ALONE
+from pipeline.testing.simulation import crashes
+from pipeline.testing.simulation.memory import remembered
+from tests.simulation import harsher
+from tests.simulation.guards import MUTANTS, NOT_ALONE, REDISCOVERED
 from tests.simulation.mutation import Edit, Mutant, Stale, apply
 
 SEEDS = 200
 FEWEST = 30
+COURSES = 30
 STARTUP = "pipeline.assignment.startup"
 SWEEPER = "pipeline.stages.sweeper"
 
@@ -46,6 +50,26 @@ def test_no_guard_is_missed_by_nobody(mutant: Mutant, fates: dict[str, dict[str,
     assert fate["killed"], f"it survives {fate['courses']} courses"
     assert fate["breach"].startswith(mutant.breaks or "I")
     assert mutant.calm or fate["by"] != "calm"
+
+
+DEEDS = sorted({mutant.deed for mutant in (*MUTANTS, *REDISCOVERED)})
+PLANS = [plan for mutant in MUTANTS for plan in mutant.plans]
+
+
+@pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed or "any")
+def test_the_code_as_it_is_outlives_the_same(deed: str) -> None:
+    with remembered():
+        broken = {seed: verdict.breaches for seed in range(COURSES) if (verdict := harsher.run(seed, deed)).breaches}
+    assert not broken
+
+
+def test_the_code_as_it_is_outlives_the_same_crash_points() -> None:
+    with remembered(), harsher.late():
+        plans = [*crashes.singles(crashes.boundaries())]
+        broken = {str(plan): verdict.breaches for plan in plans if (verdict := harsher.run_points(plan)).breaches}
+        broken |= {str(plan): found for plan in PLANS if (found := harsher.run_points(plan, alone=True).breaches)}
+    assert not broken
+    assert len(plans) > COURSES
 
 
 def test_the_table_is_whole() -> None:
