@@ -103,6 +103,8 @@ class BatchReader:
         if position is None:
             position = ReaderPosition(record.seq, record.cursor, record.digest, record.system_id)
         check_position(self.stream, position, record, system_id)
+        # What was assigned waits for no consumer, also where a topic made anew has no offset that says so.
+        self._consumed = max(self._consumed, record.seq)
         self.count.seq, self.count.cursor = position.seq, position.cursor
         return position
 
@@ -124,7 +126,7 @@ class BatchReader:
     async def _await_consumers(self, seq: int, stop: asyncio.Event) -> None:
         """Hold back while more than lag_records_max batches wait in Kafka."""
         while seq - self._consumed >= self._settings.lag_records_max and not stop.is_set():
-            self._consumed = await self._writer.consumed()
+            self._consumed = max(self._consumed, await self._writer.consumed())
             self.count.held_back = seq - self._consumed >= self._settings.lag_records_max
             if self.count.held_back:
                 await self._clock.sleep(LAG_LOOK_S)

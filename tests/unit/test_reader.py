@@ -246,6 +246,29 @@ POSITION = ReaderPosition(3, Cursor(700, 1), "aa", "7001")
 RECORD = StreamRecord(A, CHAIN, "7001", 3, Cursor(700, 1), "aa")
 
 
+async def test_a_reader_does_not_wait_for_batches_that_a_topic_made_anew_does_not_hold(flow: Flow) -> None:
+    ids = flow.stock(ROWS)
+    few = ReaderSettings(batch_rows_max=1, lag_records_max=4)
+    readers = flow.read(settings=few)
+    running = flow.consume()
+    await flow.until(lambda: len(flow.signed_ids()) == ROWS)
+    await flow.clock.advance(1)
+    await flow.kill(running)
+    for task in readers:
+        task.cancel()
+    offsets = flow.broker.group(GROUP).offsets
+    for shard in range(SHARDS):
+        del flow.broker.groups[f"local-reader-payouts-{shard}"]
+        flow.broker.partition(BATCHES, shard).trim(offsets[BATCHES, shard].offset)
+        offsets[BATCHES, shard] = replace(offsets[BATCHES, shard], metadata="0")  # as `recover --from-start` sets it
+    ids += flow.stock(ROWS, seed=2)
+    flow.read(settings=few)
+    flow.consume()
+    await flow.until(lambda: len(flow.signed_ids()) == 2 * ROWS)
+    await flow.clock.advance(1)
+    await flow.check_all_done(ids)
+
+
 def test_a_position_fits_what_was_assigned_or_is_ahead_of_it() -> None:
     check_position(A, POSITION, RECORD, "7001")
     check_position(A, replace(POSITION, seq=4, digest="bb"), RECORD, "7001")
