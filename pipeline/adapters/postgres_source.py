@@ -20,7 +20,7 @@ from psycopg import sql
 from pipeline.adapters.postgres import Database, unavailable, uri
 from pipeline.adapters.source_shape import check_shape
 from pipeline.effects import Effect, effect
-from pipeline.errors import OncesignError
+from pipeline.errors import DatabaseUnavailable, OncesignError
 from pipeline.ethereum.rows import batch_columns
 from pipeline.ethereum.validity import DATA_MAX_BYTES
 from pipeline.settings import PostgresSettings, SourceSettings
@@ -51,6 +51,8 @@ ORDER: Final = "ORDER BY row.created_xid, row.id"
 
 AFTER: Final = "AND row.created_xid < pg_snapshot_xmin(pg_current_snapshot()) " + ORDER + " LIMIT {limit}"
 """Only rows of transactions older than every running one: nothing can still commit behind them."""
+
+SYSTEM_ID: Final = "SELECT system_identifier FROM pg_control_system()"
 
 IN_INDEX_ORDER: Final = "SELECT set_config('enable_sort', 'off', false), set_config('enable_bitmapscan', 'off', false)"
 """Without statistics Postgres takes a shard for few rows, and would fetch and sort all that is left of it each time."""
@@ -95,12 +97,11 @@ class PostgresSource:
         self._threads = ThreadPoolExecutor(READERS_MAX, thread_name_prefix="postgres-source")
         self._local = threading.local()
         self._open: list[Any] = []
+        self._system_id = ""  #: of the first connection
 
     async def system_id(self) -> str:
         """See ports.Source."""
-        return str(
-            await self._value(effect("postgres", "system_id"), "SELECT system_identifier FROM pg_control_system()")
-        )
+        return str(await self._value(effect("postgres", "system_id"), SYSTEM_ID))
 
     async def check(self) -> None:
         """Raises SettingError when the table cannot be a source (see source_shape), DatabaseUnavailable."""
@@ -181,14 +182,29 @@ class PostgresSource:
             raise self._error(error) from error
 
     def _connection(self) -> Any:
-        """One connection per thread, made again after an error."""
+        """One connection per thread, made again after an error. Raises DatabaseUnavailable when another server answers.
+
+        Whoever asks again then compares the system identifier with that of the cursor, and halts.
+        """
         if getattr(self._local, "connection", None) is None:
             connection = driver().connect(uri(self._settings), autocommit=True)
             self._open.append(connection)
             self._local.connection = connection
             with connection.cursor() as cursor:
                 cursor.execute(IN_INDEX_ORDER)
+                cursor.execute(SYSTEM_ID)
+                [system_id] = cursor.fetchone()
+            self._require_same(str(system_id))
         return self._local.connection
+
+    def _require_same(self, system_id: str) -> None:
+        self._system_id = self._system_id or system_id
+        if system_id != self._system_id:
+            self._drop()
+            raise DatabaseUnavailable(
+                f"another server answers: its system identifier is {system_id}, it was {self._system_id}",
+                hint="Point ONCESIGN_POSTGRES__DSN at the database that the streams are read from.",
+            )
 
     def _drop(self) -> None:
         connection = getattr(self._local, "connection", None)

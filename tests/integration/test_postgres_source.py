@@ -333,3 +333,13 @@ async def test_what_is_too_long_is_cut_and_rejected(connection: Connection, sour
     assert table.nbytes < 1_000_000
     defects = dict(zip(table["id"].to_pylist(), table["defect"].to_pylist(), strict=True))
     assert defects == {1: Reason.DATA_TOO_LARGE, 2: Reason.ACCESS_LIST_MALFORMED}
+
+
+async def test_another_server_behind_the_same_address_is_not_read(source: PostgresSource) -> None:
+    await source.rows_after(0, START, 1)
+    source._system_id = "7000000000000000001"
+    source._open[0].close()
+    with pytest.raises(DatabaseUnavailable):
+        await source.rows_after(0, START, 1)  # the connection is broken, and dropped
+    with pytest.raises(DatabaseUnavailable, match="another server answers"):
+        await source.rows_after(0, START, 1)
