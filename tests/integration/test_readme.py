@@ -40,8 +40,11 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "a data directory"]
 
 
-def test_the_readme_s_other_commands_are_make_targets() -> None:
-    others = [line for line in blocks(ROOT / "README.md") if not line.startswith("oncesign ")]
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_other_commands_are_make_targets(page: Path) -> None:
+    others = [line for line in blocks(page) if not line.startswith("oncesign ")]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for line in others:
         program, target = line.split()[:2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ COMMANDS = (
 )  # fmt: skip
 
 
+@cache
 def help_of(*command: str) -> str:
     argv = [sys.executable, "-m", "jobs.app", *command, "--help"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True, env={"COLUMNS": "200"})
@@ -63,3 +65,13 @@ def test_only_real_settings_are_named() -> None:
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((docs/[a-z]+\.md)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_every_option_that_a_page_names_is_one_of_its_command() -> None:
+    named: set[tuple[str, str]] = set()
+    for page in PAGES:
+        for command, options in re.findall(r"`oncesign ((?:[a-z]+ ){1,2})(--[^`]*)`", page):
+            named |= {(command, option) for option in re.findall(r"--[a-z-]+", options)}
+    assert len(named) > 8
+    for command, option in sorted(named):
+        assert option in help_of(*command.split()), (command, option)
