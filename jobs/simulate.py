@@ -104,7 +104,7 @@ def simulate(
 
 
 def _tell(seed: int, *, as_json: bool) -> None:
-    from pipeline.testing.simulation.course import run
+    from pipeline.testing.simulation.harsher import run
 
     verdict = run(seed, told=True)
     for event in verdict.events:
@@ -167,7 +167,7 @@ def _prepare() -> None:
 
 
 def _run_seed(seed: int) -> Result:
-    from pipeline.testing.simulation.course import run
+    from pipeline.testing.simulation.harsher import run
 
     verdict = run(seed)
     return Result(f"--seed {seed}", verdict.breaches, verdict.rows, verdict.resumed_s, verdict.faults)

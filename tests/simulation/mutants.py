@@ -22,10 +22,9 @@ from typing import Any, Final
 import orjson
 
 from pipeline.ethereum import kernel
-from pipeline.testing.simulation import crashes, memory
+from pipeline.testing.simulation import crashes, harsher, memory
 from pipeline.testing.simulation.course import Verdict
 from pipeline.testing.simulation.crashes import Plan
-from tests.simulation import harsher
 from tests.simulation.guards import MUTANTS, REDISCOVERED
 from tests.simulation.mutation import Mutant, Stale, apply
 

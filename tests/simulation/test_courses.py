@@ -15,15 +15,16 @@ from pipeline.assignment import rules
 from pipeline.ports import ReaderPosition
 from pipeline.stages import reader
 from pipeline.stream import Stream
-from pipeline.testing.simulation.course import Verdict, run
+from pipeline.testing.simulation.course import Verdict
+from pipeline.testing.simulation.harsher import run
 from pipeline.testing.simulation.memory import remembered
 from pipeline.testing.simulation.story import Event
 
 SEEDS = 2_000
 FAULTS = {
-    "clock jump", "disaster", "kill", "lost lease", "markers held", "message too large", "outage", "rebalance",
-    "request cut", "request dies after", "request dies before", "request lost", "request refused",
-    "request slow back", "request slow there", "second key manager", "standstill",
+    "clock jump", "disaster", "double", "kill", "lost lease", "markers held", "markers torn", "message too large",
+    "outage", "position forgotten", "rebalance", "request cut", "request dies after", "request dies before",
+    "request lost", "request refused", "request slow back", "request slow there", "second key manager", "standstill",
 }  # fmt: skip
 
 

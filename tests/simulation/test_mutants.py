@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.testing.simulation import crashes
+from pipeline.testing.simulation import crashes, harsher
 from pipeline.testing.simulation.memory import remembered
-from tests.simulation import harsher
 from tests.simulation.guards import MUTANTS, NOT_ALONE, REDISCOVERED
 from tests.simulation.mutation import Edit, Mutant, Stale, apply
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from pipeline.testing.simulation import harsher
 from pipeline.testing.simulation.course import Verdict
 from pipeline.testing.simulation.memory import remembered
-from tests.simulation import harsher
 from tests.simulation.guards import MUTANTS, REDISCOVERED
 from tests.simulation.mutation import Mutant
 

@@ -187,10 +187,13 @@ class Cluster:
 
     # ── what each process does ───────────────────────────────────────────────────────────────────────────────────────
 
+    def store(self) -> TwinStore:
+        """A key manager's client of etcd."""
+        return TwinStore(self.etcd, self.network)
+
     def key_manager(self, process: Process) -> KeyManager:
         """One that does not lead yet."""
-        store = TwinStore(self.etcd, self.network)
-        return KeyManager(store, self.ledger, self.clock, self.settings, process.kill)
+        return KeyManager(self.store(), self.ledger, self.clock, self.settings, process.kill)
 
     def leader(self) -> ManagerActor | None:
         """Whom a request for the key manager reaches."""

@@ -14,7 +14,6 @@ from pipeline.testing.simulation.cluster import Cluster, Shape
 from pipeline.testing.simulation.loop import SimulatedLoop
 from pipeline.testing.simulation.nemesis import Nemesis
 from pipeline.testing.simulation.story import Event, Story
-from pipeline.testing.simulation.weather import Weather
 from pipeline.testing.simulation.wire import Fates
 from pipeline.testing.simulation.workload import insert
 
@@ -49,17 +48,6 @@ class Verdict:
     events: list[Event] = field(default_factory=list)
 
 
-def run(seed: int, *, told: bool = False) -> Verdict:
-    """The course of events that this seed stands for; the same every time. `told` keeps its story."""
-    loop = SimulatedLoop()  # type: ignore[abstract] # what it lacks is I/O
-    rng = random.Random(seed)  # noqa: S311 - not for secrets
-    story = Story(loop, kept=told)
-    weather = Weather(rng, story)
-    shape = Shape(keys=rng.choice([1, 2, 3]), batch_rows_max=rng.choice([1, 2, 3]))
-    cluster = Cluster(loop, weather, shape, story)
-    return loop.run(_course(cluster, weather, rng, Nemesis(cluster, rng)))
-
-
 def run_calmly(
     fates: Weathering,
     story: Story,
@@ -71,10 +59,11 @@ def run_calmly(
     cluster = Cluster(loop, fates, Shape(), story)
     if incident is not None:
         loop.create_task(incident(cluster))
-    return loop.run(_course(cluster, fates, rng, None))
+    return loop.run(unfold(cluster, fates, rng, None))
 
 
-async def _course(cluster: Cluster, fates: Weathering, rng: random.Random, nemesis: Nemesis | None) -> Verdict:
+async def unfold(cluster: Cluster, fates: Weathering, rng: random.Random, nemesis: Nemesis | None) -> Verdict:
+    """Start, storm, calm, verdict."""
     fates.calm = False
     supervising = asyncio.ensure_future(cluster.supervise())
     await cluster.start()
@@ -87,15 +76,16 @@ async def _course(cluster: Cluster, fates: Weathering, rng: random.Random, nemes
         cluster.story.tell("world", "nothing goes wrong from here on")
     disasters = nemesis.disasters if nemesis is not None else 0
     calm_s = cluster.loop.time()
-    settled = await _settle(cluster, calm_s + (DISASTER_S if disasters else RESUME_MAX_S))
+    settled = await settle(cluster, calm_s + (DISASTER_S if disasters else RESUME_MAX_S))
     resumed_s = cluster.loop.time() - calm_s
     supervising.cancel()
-    breaches = [*_breaches(cluster, settled=settled, disasters=disasters)]
+    breaches = [*found_wrong(cluster, settled=settled, disasters=disasters)]
     story = cluster.story
     return Verdict(breaches, len(cluster.source.rows), cluster.loop.time(), resumed_s, story.faults, story.events)
 
 
-async def _settle(cluster: Cluster, until_s: float) -> bool:
+async def settle(cluster: Cluster, until_s: float) -> bool:
+    """Wait until everything is settled; whether it is."""
     while cluster.loop.time() < until_s:
         await asyncio.sleep(LOOK_S)
         if evidence.is_settled(cluster):
@@ -103,7 +93,8 @@ async def _settle(cluster: Cluster, until_s: float) -> bool:
     return False
 
 
-def _breaches(cluster: Cluster, *, settled: bool, disasters: int) -> Iterator[str]:
+def found_wrong(cluster: Cluster, *, settled: bool, disasters: int) -> Iterator[str]:
+    """Every invariant that broke, of those that hold after so many disasters."""
     yield from evidence.breaches_always(cluster)
     if disasters:
         return  # halting is right

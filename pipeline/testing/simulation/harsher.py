@@ -1,4 +1,4 @@
-"""The simulation with more faults and more witnesses, for the mutants.
+"""The simulation with more faults and more witnesses.
 
 requests     arrive although their client gave them up; EndTxn is sent again meanwhile (KAFKA-17754)
 processes    two readers, consumers or sweepers of one name
@@ -190,11 +190,15 @@ class HarshCluster(Cluster):
         self.doubles: list[Process] = []
         self.wrong: list[str] = []
 
+    def store(self) -> TwinStore:
+        """See Cluster."""
+        self._latest = WitnessStore(self.etcd, self.network, self.wrong)
+        return self._latest
+
     def key_manager(self, process: Process) -> KeyManager:
         """See Cluster."""
         manager = super().key_manager(process)
-        manager._store = manager._leadership._store = store = WitnessStore(self.etcd, self.network, self.wrong)
-        assign = manager.assign
+        assign, store = manager.assign, self._latest
 
         async def witnessed(requests: Sequence[AssignRequest], deadline_s: float) -> Sequence[AssignReply]:
             heard = store.heard
@@ -299,7 +303,7 @@ class HarshNemesis(Nemesis):
         broker.torn = True
         self._later(TORN_S, self._mend_markers)
         while not broker.producers[f"local-{slot}"].pending:
-            await asyncio.sleep(crashes.LOOK_S)
+            await self._harsh.clock.sleep(crashes.LOOK_S)
         self._fault("markers torn", slot, "dies when it has committed; the offsets are seen, and not yet the records")
         process = self._harsh.member(slot).process
         if process is not None:
@@ -363,7 +367,10 @@ class HarshNemesis(Nemesis):
 
 
 def run(seed: int, deed: str = "", *, told: bool = False) -> Verdict:
-    """As simulation.course.run, and harsher; with that deed of the nemesis if one is named."""
+    """The course of events that a seed stands for, the same every time; with that deed of the nemesis if one is named.
+
+    `told` keeps its story.
+    """
     loop = SimulatedLoop()  # type: ignore[abstract] # what it lacks is I/O
     rng = random.Random(seed)  # noqa: S311 - not for secrets
     story = Story(loop, kept=told)
@@ -387,14 +394,14 @@ def run_points(plan: Plan, *, told: bool = False, alone: bool = False) -> Verdic
 
 async def _followed(cluster: HarshCluster, fates: Any, rng: random.Random, nemesis: Nemesis | None) -> Verdict:
     """The course, and what late requests do after its end."""
-    verdict = await course._course(cluster, fates, rng, nemesis)
+    verdict = await course.unfold(cluster, fates, rng, nemesis)
     late_s = cluster.network.last_arrival_s - cluster.loop.time()
     if not (verdict.breaches or verdict.faults["disaster"]) and late_s > 0:
         supervising = asyncio.ensure_future(cluster.supervise())
         await asyncio.sleep(late_s + LOOK_S)
-        settled = await course._settle(cluster, cluster.loop.time() + RESUME_MAX_S)
+        settled = await course.settle(cluster, cluster.loop.time() + RESUME_MAX_S)
         supervising.cancel()
-        verdict.breaches.extend(course._breaches(cluster, settled=settled, disasters=0))
+        verdict.breaches.extend(course.found_wrong(cluster, settled=settled, disasters=0))
     verdict.breaches.extend(cluster.wrong)
     return verdict
 
