@@ -50,6 +50,9 @@ SUPERVISE_EVERY_S: Final = 1.0
 SESSION_S: Final = 3.0
 """After so long Kafka notices that a member of the group is dead."""
 
+LATE_JOIN_SESSIONS: Final = 10
+"""For so many sessions a request of a dead member may arrive."""
+
 FATAL: Final = (DeploymentHalted, UsageError)
 """What another start would not mend."""
 
@@ -230,7 +233,7 @@ class Cluster:
     async def _consume(self, process: Process, slot: int) -> None:
         member = f"{process.name}.{self.history.member()}"
         subscription = TwinBatchSubscription(self.broker, GROUP, member, [BATCHES])
-        process.ended.append(lambda: self._later(SESSION_S, self._expel, member))
+        process.ended.append(lambda: self._miss(member))
         writer = TwinRoundWriter(self.broker, f"local-consumer-{slot}")
         log = TwinBatchLog(self.broker, GROUP)
         ports = ConsumerPorts(subscription, writer, RemoteManager(self), RemoteSigners(self), log, self.clock)
@@ -239,7 +242,7 @@ class Cluster:
         try:
             await consumer.run(asyncio.Event())
         finally:
-            self._later(SESSION_S, self._expel, member)  # should its leave not arrive
+            self._miss(member)  # should its leave not arrive
             await subscription.close()
 
     async def _sweep(self, process: Process) -> None:
@@ -255,6 +258,11 @@ class Cluster:
         ports = VerifierPorts(log, {SOURCE: self.source}, self.ledger, self.outcomes, self.clock)
         self.verifier = Verifier(ports, self.settings.sources, (SIGNED, REJECTED))
         await self.verifier.run(asyncio.Event())
+
+    def _miss(self, member: str) -> None:
+        """A member is silent from here on; also one that joins by a late request."""
+        for sessions in range(1, LATE_JOIN_SESSIONS + 1):
+            self._later(sessions * SESSION_S, self._expel, member)
 
     def _expel(self, member: str) -> None:
         self.broker.leave(Generation(GROUP, member))
