@@ -42,7 +42,6 @@ REDISCOVERED: Final[tuple[Mutant, ...]] = (
 
 NOT_ALONE: Final = {
     "fence compare": "the leader's uuid differs whenever its create_revision does; mutant: fence and uuid compare",
-    "uuid compare": "the fence differs whenever the uuid does, but on an etcd set back to an older revision",
     "genesis compare": "an etcd with our leader record under our revision has our genesis record, too",
     "key compare": "a write of a key writes its stream or deletes its assignment; mutant: all compares of records",
     "assignment compare": "as above; where there is an assignment its stream has come to it",

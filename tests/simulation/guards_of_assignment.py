@@ -38,6 +38,12 @@ def _uncompared(prefix: str) -> Edit:
 
 
 MUTANTS: Final[tuple[Mutant, ...]] = (
+    Mutant(
+        "uuid compare",
+        "On a restored etcd that gives out the same revisions again, two lead under one fence.",
+        (UUID,),
+        deed="repeat_revision",
+    ),
     Mutant("fence and uuid compare", "Whoever has led goes on writing.", (FENCE, UUID)),
     Mutant("stream compare", "A write does not compare the stream's mod_revision.", (_uncompared("streams"),)),
     Mutant("all compares of records", "A write compares the leader alone.", (Edit(PLAN, f", {COMPARES})", ",)"),)),

@@ -240,7 +240,7 @@ class HarshNemesis(Nemesis):
         return [*super()._faults(), self._forget_position, self._double, self._tear_markers, self._pause_consumer]
 
     def _catastrophes(self) -> list[Callable[[], None]]:
-        return [*super()._catastrophes(), self._empty_etcd, self._replace_postgres]
+        return [*super()._catastrophes(), self._empty_etcd, self._repeat_revision, self._replace_postgres]
 
     def end(self) -> None:
         """See Nemesis. Torn markers become whole in their own time."""
@@ -350,6 +350,26 @@ class HarshNemesis(Nemesis):
     def _empty_etcd(self) -> None:
         self._disaster("etcd", "it is replaced by an empty one")
         self._harsh.etcd.restore(TwinEtcd(self._harsh.clock))
+
+    def _repeat_revision(self) -> None:
+        """A restored etcd gives a new leader the very revision of one that stands still, and that then goes on."""
+        self._spawn(self._repeated_revision())
+
+    async def _repeated_revision(self) -> None:
+        harsh, backup = self._harsh, self._harsh.etcd.backup()
+        self._lose_leader()
+        self._usurp()
+        while harsh.etcd.get(evidence.PATHS.leader) is None:
+            await harsh.clock.sleep(crashes.LOOK_S)
+        sleeper = harsh.member("key-manager").process
+        if sleeper is None or sleeper.dead:
+            return
+        sleeper.freeze()
+        self._later(OVERSLEPT_S, sleeper.thaw)
+        self._disaster("etcd", f"it is restored to the moment before {sleeper.name} led, which stands still")
+        harsh.etcd.restore(backup)
+        self._lose_leader()
+        self._usurp()
 
     def _replace_postgres(self) -> None:
         """The source was restored from an older dump into another cluster, whose sequence gives the same ids again."""
