@@ -86,7 +86,7 @@ def test_a_data_directory_that_cannot_be_made(
         (["tx", str(2**63)], "Invalid value for 'ID'"),
         (["stock", "--count", "-1"], "Invalid value for '--count'"),
         (["demo", "--count", "0"], "Invalid value for '--count'"),
-        (["recover"], "Missing option '--stream'"),
+        (["recover", "--from-start"], "--from-start needs --stream."),
         (["up", "--members", "2"], "--members is 2; it can be 1 or 3."),
     ],
 )
