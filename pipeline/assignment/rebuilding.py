@@ -36,16 +36,10 @@ class Facts:
     watermarks: Mapping[Key, int]
     kept: Mapping[Key, KeptKey]
     heads: Mapping[Stream, LedgerEntry] = field(default_factory=dict)  #: the ledger's last row of each stream
-    unpublished: Mapping[Batch, LedgerEntry] = field(
-        default_factory=dict
-    )  #: rows of the ledger whose batch is not on tx.signed
-    sworn: frozenset[Batch] = (
-        frozenset()
-    )  #: of the batches that etcd has an assignment for, those that are in the ledger
+    unpublished: Mapping[Batch, LedgerEntry] = field(default_factory=dict)  #: in the ledger, and not on tx.signed
+    sworn: frozenset[Batch] = frozenset()  #: of the batches that etcd has an assignment for, those in the ledger
     holes: frozenset[Batch] = frozenset()  #: batches below a head that are not in the ledger
-    batches: Mapping[Batch, AssignRequest] = field(
-        default_factory=dict
-    )  #: as tx.batches holds them, as far as they are needed
+    batches: Mapping[Batch, AssignRequest] = field(default_factory=dict)  #: on tx.batches, as far as they are needed
     cursors: Mapping[Stream, Cursor] = field(default_factory=dict)  #: of the heads
     chains: Mapping[Stream, tuple[int, str]] = field(default_factory=dict)  #: chain and system id, by the settings
     generation: int = 0  #: of the ledger: what was assigned in an earlier one and is not in it, it refuses
