@@ -24,9 +24,10 @@ from typing import Final
 
 from pipeline import adapters
 from pipeline.effects import Moment
+from pipeline.testing.simulation.crashes import Boundary
 from tests.chaos.crash_points_case import READS, Case
 from tests.chaos.crash_points_ground import Ground, embedded
-from tests.chaos.crash_points_life import Boundary, Point
+from tests.chaos.crash_points_life import Point
 from tests.chaos.crash_points_repair import Repairs
 from tests.chaos.crash_points_zygote import Zygote
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pipeline.effects import Moment
-from tests.chaos.crash_points_life import Boundary, Point, Record
+from pipeline.testing.simulation.crashes import Boundary
+from tests.chaos.crash_points_life import Point, Record
 
 BREACHES_SHOWN: Final = 3
 

@@ -45,6 +45,7 @@ from pipeline.stages.signer import Signer
 from pipeline.stock.mix import Mix
 from pipeline.stock.row import insert
 from pipeline.stream import Stream
+from pipeline.testing.simulation.crashes import Boundary
 
 log = logging.getLogger(__name__)
 
@@ -67,17 +68,6 @@ STOP_MAX_S: Final = 20.0
 NODE: Final = "here"
 
 CLIENT: ContextVar[str] = ContextVar("client", default="start")
-
-
-class Boundary(NamedTuple):
-    """An effect on the outside: which kind of process asks what of whom. As in testing.simulation.crashes."""
-
-    client: str
-    server: str
-    request: str
-
-    def __str__(self) -> str:
-        return f"{self.client}: {self.server} {self.request}"
 
 
 class Point(NamedTuple):

@@ -17,9 +17,10 @@ from pipeline.adapters.etcd import EtcdStore
 from pipeline.assignment.paths import Paths
 from pipeline.effects import Moment
 from pipeline.ports import Txn
+from pipeline.testing.simulation.crashes import Boundary
 from tests.chaos.crash_points_case import READS, Case
 from tests.chaos.crash_points_ground import Ground
-from tests.chaos.crash_points_life import Boundary, Place, Point, Record
+from tests.chaos.crash_points_life import Place, Point, Record
 from tests.chaos.crash_points_zygote import Zygote
 
 ROUND_ENDS: Final = Boundary("consumer", "kafka", "EndTxn")

@@ -20,7 +20,8 @@ from typing import Any, Final
 from pipeline.adapters.postgres_source import driver
 from pipeline.effects import Moment
 from pipeline.ethereum import kernel
-from tests.chaos.crash_points_life import SETTLE_MAX_S, STOP_MAX_S, Boundary, Place, Point, Record, begin
+from pipeline.testing.simulation.crashes import Boundary
+from tests.chaos.crash_points_life import SETTLE_MAX_S, STOP_MAX_S, Place, Point, Record, begin
 
 LIFE_MAX_S: Final = SETTLE_MAX_S + STOP_MAX_S + 20.0
 LOOK_S: Final = 0.02

@@ -15,10 +15,11 @@ from pipeline.adapters.round_writer import KafkaRoundWriter
 from pipeline.effects import Moment
 from pipeline.ports import Outgoing
 from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, Settings
+from pipeline.testing.simulation.crashes import Boundary
 from tests.chaos.crash_points import LANES, Runner, named, never_met
 from tests.chaos.crash_points_case import Case
 from tests.chaos.crash_points_ground import Ground
-from tests.chaos.crash_points_life import ROWS, Boundary, Point, check
+from tests.chaos.crash_points_life import ROWS, Point, check
 from tests.chaos.crash_points_repair import WRITES, Loss, Repairs
 from tests.chaos.crash_points_zygote import Zygote
 

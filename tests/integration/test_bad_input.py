@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import psycopg
@@ -16,7 +15,7 @@ from jobs.desk import etcd_view, key_desk
 from pipeline.adapters.postgres import connection_string
 from pipeline.custody.generation import address_of
 from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, Settings
-from tests.command_line import Ended, Oncesign, environment, in_process
+from tests.command_line import Ended, Oncesign
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -32,15 +31,10 @@ def settings(
 
 
 @pytest.fixture
-def oncesign(settings: Settings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Oncesign:
+def oncesign(oncesign: Oncesign, monkeypatch: pytest.MonkeyPatch) -> Oncesign:
     monkeypatch.setattr("pipeline.adapters.topics.CALL_TIMEOUT_S", 1.5)
     monkeypatch.setattr("pipeline.adapters.offsets.CALL_TIMEOUT_S", 1.5)
-    run = in_process(monkeypatch, capfd, settings.data_dir)
-
-    def with_settings(*arguments: str, env: Mapping[str, str] | None = None) -> Ended:
-        return run(*arguments, env=environment(settings) | dict(env or {}))
-
-    return with_settings
+    return oncesign
 
 
 def keys_of(settings: Settings) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ from pipeline.ports import Assigned, KeyValue, SignedBatch, Txn
 from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, ReaderSettings, Settings, SourceSettings
 from pipeline.stages.violation import ViolationKind
 from pipeline.stream import Stream
-from tests.command_line import Ended, Oncesign, environment, in_process
+from tests.command_line import Oncesign
 from tests.pipeline_run import Manager, Run, running, stock
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -53,21 +53,6 @@ def settings(
     made.kek_path.write_bytes(SECRET)
     made.kek_path.chmod(0o600)
     return made
-
-
-@pytest.fixture
-def kek(settings: Settings) -> Kek:
-    return Kek.load(settings.kek_path)
-
-
-@pytest.fixture
-def oncesign(settings: Settings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Oncesign:
-    run = in_process(monkeypatch, capfd, settings.data_dir)
-
-    def with_settings(*arguments: str, env: Mapping[str, str] | None = None) -> Ended:
-        return run(*arguments, env=environment(settings) | dict(env or {}))
-
-    return with_settings
 
 
 async def violations(settings: Settings) -> set[ViolationKind]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from pipeline.ports import Assigned, KeyValue, SignedBatch
 from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, ReaderSettings, Settings, SourceSettings
 from pipeline.stages import recovery
 from pipeline.stages.violation import Violation
-from tests.command_line import Ended, Oncesign, environment, in_process
+from tests.command_line import Ended, Oncesign
 from tests.pipeline_run import OneSigner, Run, running, stock
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
@@ -84,21 +84,6 @@ def settings(
     made.kek_path.write_bytes(SECRET)
     made.kek_path.chmod(0o600)
     return made
-
-
-@pytest.fixture
-def kek(settings: Settings) -> Kek:
-    return Kek.load(settings.kek_path)
-
-
-@pytest.fixture
-def oncesign(settings: Settings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Oncesign:
-    run = in_process(monkeypatch, capfd, settings.data_dir)
-
-    def with_settings(*arguments: str, env: Mapping[str, str] | None = None) -> Ended:
-        return run(*arguments, env=environment(settings) | dict(env or {}))
-
-    return with_settings
 
 
 async def held(settings: Settings) -> list[KeyValue]:
