@@ -165,14 +165,14 @@ def _claim_of(leader: KeyValue | None) -> tuple[int, bytes] | None:
 class SwornKernel(WitnessKernel):
     """Tells what is signed before the ledger has it."""
 
-    def __init__(self, history: History, cluster: Cluster, wrong: list[str]) -> None:
+    def __init__(self, history: History, cluster: HarshCluster, wrong: list[str]) -> None:
         super().__init__(history)
         self._cluster, self._wrong = cluster, wrong
 
     async def sign(self, batch: Batch, signable: NDArray[np.bool_], key: UnsealedKey, nonce: int) -> SignedColumns:
         """See WitnessKernel."""
         sworn = self._cluster.ledger.rows.get((batch.header.stream, batch.header.seq))
-        if sworn is None:
+        if sworn is None and not self._cluster.lost_commits:
             self._wrong.append(f"I7: batch {batch.header.seq} of {batch.header.stream} was signed, and not sworn")
         return await super().sign(batch, signable, key, nonce)
 
@@ -188,6 +188,7 @@ class HarshCluster(Cluster):
         self.network = self.database.network = LateNetwork(loop, fates)
         self.broker = AskedAgain(self.clock, self.network)
         self.doubles: list[Process] = []
+        self.lost_commits = False  #: what was sworn may be gone
         self.wrong: list[str] = []
 
     def store(self) -> TwinStore:
@@ -346,6 +347,10 @@ class HarshNemesis(Nemesis):
         for name in sorted(self._harsh.broker.group(GROUP).members):
             if name.startswith(member.process.name):
                 self._harsh.broker.leave(Generation(GROUP, name))
+
+    def _lose_commits(self) -> None:
+        super()._lose_commits()
+        self._harsh.lost_commits = True
 
     def _empty_etcd(self) -> None:
         self._disaster("etcd", "it is replaced by an empty one")
