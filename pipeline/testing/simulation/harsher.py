@@ -392,10 +392,7 @@ class HarshNemesis(Nemesis):
 
 
 def run(seed: int, deed: str = "", *, told: bool = False) -> Verdict:
-    """The course of events that a seed stands for, the same every time; with that deed of the nemesis if one is named.
-
-    `told` keeps its story.
-    """
+    """The course of events that a seed stands for; with that deed of the nemesis if one is named."""
     loop = SimulatedLoop()  # type: ignore[abstract] # what it lacks is I/O
     rng = random.Random(seed)  # noqa: S311 - not for secrets
     story = Story(loop, kept=told)
