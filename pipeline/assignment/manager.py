@@ -297,13 +297,16 @@ class KeyManager:
         if not self._pending:
             await self._wake.wait()
             return
-        waiter = asyncio.ensure_future(self._wake.wait())
-        timer = asyncio.ensure_future(self._clock.sleep(IDLE_S))
+        look = asyncio.ensure_future(self._clock.sleep(IDLE_S))
+        look.add_done_callback(self._look_again)
         try:
-            await asyncio.wait({waiter, timer}, return_when=asyncio.FIRST_COMPLETED)
+            await self._wake.wait()
         finally:
-            waiter.cancel()
-            timer.cancel()
+            look.remove_done_callback(self._look_again)
+            look.cancel()
+
+    def _look_again(self, _: asyncio.Task[None]) -> None:
+        self._wake.set()
 
     async def _run_command(self) -> bool:
         if not self._commands:

@@ -55,7 +55,10 @@ from pipeline.stream import Stream
 log = logging.getLogger(__name__)
 
 POLL_MESSAGES_MAX: Final = 32
-POLL_TIMEOUT_S: Final = 0.1
+POLL_TIMEOUT_S: Final = 0.25
+POLL_PAUSED_S: Final = 0.1
+"""While a partition is paused: its queue may be half empty soon."""
+
 ASSIGN_DEADLINE_S: Final = 2.0
 ASSIGN_AHEAD: Final = 4
 """Batches that may have a key before a signer is free for them, so that no signer waits for the key manager."""
@@ -74,7 +77,7 @@ BACKLOG_LINGER_S: Final = 0.4
 ENDS_REFRESH_S: Final = 5.0
 DRAIN_S: Final = 20.0
 DRAIN_LOOK_S: Final = 0.05
-WAKE_S: Final = 0.5
+WAKE_S: Final = 1.0
 """A loop looks again after this long even if nobody woke it."""
 
 
@@ -188,7 +191,8 @@ class BatchConsumer:
                     await self._reset()
                 await self._refresh_ends()
                 await self._subscription.pause(self._pausing())
-                messages = await self._subscription.poll(POLL_MESSAGES_MAX, POLL_TIMEOUT_S)
+                timeout_s = POLL_PAUSED_S if self._full else POLL_TIMEOUT_S
+                messages = await self._subscription.poll(POLL_MESSAGES_MAX, timeout_s)
                 backoff.reset()
             except DependencyDown as error:
                 log.warning("consumer %s: failed, tries again: %s", self._worker.name, error)
@@ -420,4 +424,5 @@ class BatchConsumer:
     async def _wait_for_change(self) -> None:
         self._changed.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), WAKE_S)
+            async with asyncio.timeout(WAKE_S):
+                await self._changed.wait()

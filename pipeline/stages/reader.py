@@ -134,7 +134,7 @@ class BatchReader:
     async def _next_batches(self, position: ReaderPosition) -> list[Batch]:
         limit = self._settings.batch_rows_max * FETCH_BATCHES
         table = await self._source.rows_after(self.stream.shard, position.cursor, limit)
-        return list(batches_of(self.stream, self._chain_id, position, table, self._settings))
+        return list(batches_of(self.stream, self._chain_id, position, table, self._settings)) if table.num_rows else []
 
     async def _publish(self, batches: list[Batch]) -> ReaderPosition:
         last = batches[-1]

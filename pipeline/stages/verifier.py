@@ -42,7 +42,8 @@ RECORD_BYTES_MAX: Final = 16 * 1024 * 1024
 """The record that reaches this is the last of its stretch."""
 
 REJECTIONS_MAX: Final = 1_000
-IDLE_S: Final = 0.25
+IDLE_FIRST_S: Final = 0.25
+IDLE_MAX_S: Final = 1.0
 SETTLE_S: Final = 30.0
 """How long a batch that was sworn may take to appear, a death of its worker included."""
 
@@ -122,7 +123,7 @@ class Verifier:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow until told to stop. Raises DependencyDown after bounded retries."""
-        backoff = Backoff(self._ports.clock)
+        backoff, idle_s = Backoff(self._ports.clock), IDLE_FIRST_S
         while not stop.is_set():
             try:
                 moved = await self.step()
@@ -132,8 +133,11 @@ class Verifier:
                 self._positions.clear()
                 await backoff.pause(error)
                 continue
-            if not moved:
-                await self._ports.clock.sleep(IDLE_S)
+            if moved:
+                idle_s = IDLE_FIRST_S
+                continue
+            await self._ports.clock.sleep(idle_s)
+            idle_s = min(idle_s * 2, IDLE_MAX_S)
 
     async def catch_up(self) -> None:
         """Look at everything that is published now, not at what follows meanwhile. Raises DependencyDown."""

@@ -17,7 +17,7 @@ from pipeline.testing.simulation.memory import remembered
 from pipeline.testing.simulation.operator import Outcome, run
 
 SEEDS = 400
-PLANTED_SEEDS = 120
+PLANTED_SEEDS: Final = 400
 AWAITS = 150
 """A recovery of these courses takes fewer."""
 
@@ -63,7 +63,7 @@ def test_a_recovery_may_be_killed_at_any_await(seed: int) -> None:
 
 
 def test_a_seed_is_the_same_course_every_time() -> None:
-    first, second = run(11, told=True), run(11, told=True)
+    first, second = run(12, told=True), run(12, told=True)
     assert list(map(str, first.story.events)) == list(map(str, second.story.events))
     assert any("changed" in event.what for event in first.story.events)
 
