@@ -37,7 +37,7 @@ from pipeline.testing.simulation.loop import Process, SimulatedLoop
 from pipeline.testing.simulation.nemesis import Nemesis
 from pipeline.testing.simulation.story import Story
 from pipeline.testing.simulation.weather import Weather
-from pipeline.testing.simulation.wire import Fate, Fates, SimulatedNetwork
+from pipeline.testing.simulation.wire import Fate, Fates
 from pipeline.testing.store import TwinEtcd, TwinStore
 from pipeline.testing.transaction import Coordinated
 from pipeline.testing.transactions import SOCKET_TIMEOUT_S
@@ -67,18 +67,6 @@ PAUSE_S: Final = 3.0
 REREAD_S: Final = 0.7
 OVERSLEPT_S: Final = 0.8
 DOUBLED: Final = ("reader", "consumer", "sweeper")
-
-
-class LateNetwork(SimulatedNetwork):
-    """Knows when the last request that is under way arrives."""
-
-    last_arrival_s = 0.0
-
-    def later(self, delay_s: float, function: Callable[..., None], *args: Any) -> Any:
-        """See SimulatedNetwork."""
-        if function == self._arrive:
-            self.last_arrival_s = max(self.last_arrival_s, self._loop.time() + delay_s)
-        return super().later(delay_s, function, *args)
 
 
 class AskedAgain(Broker):
@@ -180,12 +168,10 @@ class SwornKernel(WitnessKernel):
 class HarshCluster(Cluster):
     """With witnesses, and processes that can be there twice."""
 
-    network: LateNetwork
     broker: AskedAgain
 
     def __init__(self, loop: SimulatedLoop, fates: Fates, shape: Shape, story: Story) -> None:
         super().__init__(loop, fates, shape, story)
-        self.network = self.database.network = LateNetwork(loop, fates)
         self.broker = AskedAgain(self.clock, self.network)
         self.doubles: list[Process] = []
         self.lost_commits = False  #: what was sworn may be gone

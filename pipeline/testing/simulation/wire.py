@@ -84,6 +84,7 @@ class SimulatedNetwork:
         self._loop = loop
         self._fates = fates
         self._world = contextvars.Context()
+        self.last_arrival_s = 0.0  #: when the last request to a server, of those sent so far, arrives
 
     def later(self, delay_s: float, function: Callable[..., None], *args: Any) -> Any:
         """Call a function of the world."""
@@ -99,13 +100,17 @@ class SimulatedNetwork:
             self.later(fate.there_s, going.fail, Unanswered("connection refused", sent=False))
         elif not fate.dies_before:
             if not fate.lost:
-                self.later(fate.there_s, self._arrive, going, effect)
+                self._send(fate.there_s, going, effect)
             if fate.reset_s >= 0:
                 self.later(fate.reset_s, going.fail, Unanswered(f"{request.name}: connection reset"))
             elif fate.lost or fate.cut or fate.there_s + fate.back_s > within_s:
                 self.later(within_s, going.fail, Unanswered(f"{request.name} in {within_s:g} s"))
         answer: T = await going.answer
         return answer
+
+    def _send(self, there_s: float, going: _Journey, effect: Callable[[], Any]) -> None:
+        arrival = self.later(there_s, self._arrive, going, effect)
+        self.last_arrival_s = max(self.last_arrival_s, arrival.when_s)
 
     def _arrive(self, going: _Journey, effect: Callable[[], Any]) -> None:
         try:
