@@ -17,7 +17,7 @@ from pipeline.testing.simulation.memory import remembered
 from pipeline.testing.simulation.operator import Outcome, run
 
 SEEDS = 400
-PLANTED_SEEDS: Final = 400
+PLANTED_SEEDS = 400
 AWAITS = 150
 """A recovery of these courses takes fewer."""
 
