@@ -217,6 +217,20 @@ def token(cluster: Cluster) -> str:
         raise RayUnavailable(f"its token file {cluster.token_file} cannot be read: {error.strerror}") from error
 
 
+def token_at_hand() -> str:
+    """The bearer token of a cluster that others started, from where Ray's own clients take it; empty without one.
+
+    Raises RayUnavailable when RAY_AUTH_TOKEN_PATH names a file that cannot be read.
+    """
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
+    if not path:
+        return os.environ.get("RAY_AUTH_TOKEN", "")
+    try:
+        return Path(path).read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise RayUnavailable(f"RAY_AUTH_TOKEN_PATH names {path}, which cannot be read: {error.strerror}") from error
+
+
 def _token(data_dir: Path) -> str:
     """A file with the token that Ray's processes and clients share; readable by its owner only."""
     path = data_dir / "ray.token"

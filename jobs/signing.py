@@ -33,11 +33,18 @@ def sign(
         bool, typer.Option("--until-drained", help="End when all that was committed is signed.")
     ] = False,
     verify: Annotated[bool, typer.Option(help="Follow and check what is signed, and write outcomes.")] = True,
+    address: Annotated[
+        str, typer.Option(help="The dashboard of a cluster that has code and settings; default: one of our own.")
+    ] = "",
     json: Json = False,
 ) -> None:
     """Run the pipeline on Ray until it is drained or stopped; Ctrl-C finishes what has a key."""
-    settings = resolve(load_settings())
-    summary = run_pipeline(settings, until_drained=until_drained, verify=verify, as_json=json)
+    if address:
+        settings = load_settings()
+        summary = submit(settings, until_drained=until_drained, verify=verify, as_json=json, address=address)
+    else:
+        settings = resolve(load_settings())
+        summary = run_pipeline(settings, until_drained=until_drained, verify=verify, as_json=json)
     if json:
         emit(summary)
     _raise_for(summary)
@@ -53,13 +60,18 @@ def run_pipeline(settings: Settings, *, until_drained: bool, verify: bool, as_js
     return submit(settings, until_drained=until_drained, verify=verify, as_json=as_json)
 
 
-def submit(settings: Settings, *, until_drained: bool, verify: bool, as_json: bool = False) -> dict[str, Any]:
+def submit(
+    settings: Settings, *, until_drained: bool, verify: bool, as_json: bool = False, address: str = ""
+) -> dict[str, Any]:
     """Submit the job, show its progress, and return its summary. Raises DependencyDown, RuntimeFault."""
     from jobs import submission
 
-    warm_kernel()
+    if not address:
+        warm_kernel()
     with ProgressView(as_json=as_json) as view:
-        return submission.sign(settings, until_drained=until_drained, verify=verify, progress=view.show)
+        return submission.sign(
+            settings, until_drained=until_drained, verify=verify, progress=view.show, address=address
+        )
 
 
 def warm_kernel() -> None:

@@ -1,4 +1,4 @@
-"""Submitting the signing job to a local Ray cluster and watching it until it ends."""
+"""Submitting the signing job to a Ray cluster, one of our own or another, and watching it until it ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from actors import cluster
 from actors.cluster import Cluster
 from actors.composition import signer_count
-from pipeline.errors import NotLeader, OncesignError, RuntimeFault
+from pipeline.errors import NotLeader, OncesignError, RayUnavailable, RuntimeFault
 from pipeline.settings import ENV_PREFIX, Settings
 
 LOOK_S: Final = 1.0
@@ -23,10 +23,21 @@ SUBMISSIONS_MAX: Final = 6
 """A driver that was killed is submitted again this often, with growing pauses."""
 
 ERROR: Final = "error: "
+ADDRESS: Final = "It is the dashboard's, as in http://127.0.0.1:8265; a token is taken from RAY_AUTH_TOKEN_PATH."
 PAUSE_FIRST_S: Final = 0.5
 OTHER_ACTORS_CPUS: Final = 4
 STOP_TIMEOUT_S: Final = 90.0
 ENDED: Final = frozenset({JobStatus.STOPPED, JobStatus.SUCCEEDED, JobStatus.FAILED})
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where jobs are submitted to, and what they are given."""
+
+    dashboard: str
+    token: str
+    python: str  #: that has the code
+    runtime_env: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -69,10 +80,12 @@ def sign(
     verify: bool,
     progress: Callable[[dict[str, Any]], None],
     expect: int = 0,
+    address: str = "",
 ) -> dict[str, Any]:
     """Run the job to its end and return its summary; Ctrl-C drains it.
 
-    `expect` rows must have been signed or rejected before it counts as drained.
+    `expect` rows must have been signed or rejected before it counts as drained. `address` is the dashboard of a cluster
+    that has the code and settings of its own; without it a head of the data directory is started.
 
     A driver or a Ray head that was killed is started again, and the pipeline goes on where it was.
     Raises RuntimeFault when that happens too often, NotLeader when a job of this deployment runs there already,
@@ -80,13 +93,12 @@ def sign(
     """
     pause_s = PAUSE_FIRST_S
     for submission in range(SUBMISSIONS_MAX):
-        cpus = signer_count(settings) + OTHER_ACTORS_CPUS
-        head = cluster.start(settings.data_dir, cpus, again=submission > 0)
+        place = _there(address) if address else _here(settings, again=submission > 0)
         if submission == 0:
-            _require_alone(_client(head), settings.deployment)
+            _require_alone(_client(place), settings.deployment)
         watch = Watch(progress)
         try:
-            _run(head, _entry_point(until_drained=until_drained, verify=verify, expect=expect), settings, watch)
+            _run(place, _flags(until_drained=until_drained, verify=verify, expect=expect), settings, watch)
         except (OSError, RuntimeError) as error:  # the client's own errors are OSErrors
             sys.stderr.write(f"Ray does not answer ({type(error).__name__})\n")
         if watch.summary:
@@ -94,19 +106,36 @@ def sign(
         sys.stderr.write("the job ended without a summary; it goes on\n")
         time.sleep(pause_s)
         pause_s *= 2
-    raise RuntimeFault(
-        f"the job ended {SUBMISSIONS_MAX} times without a summary.", hint=f"See {settings.data_dir}/logs."
-    )
+    logs = "the cluster's dashboard" if address else f"{settings.data_dir}/logs"
+    raise RuntimeFault(f"the job ended {SUBMISSIONS_MAX} times without a summary.", hint=f"See {logs}.")
 
 
-def _entry_point(*, until_drained: bool, verify: bool, expect: int) -> str:
-    flags = " --until-drained" * until_drained + " --no-verify" * (not verify) + f" --expect={expect}" * bool(expect)
-    return f"{sys.executable} -m jobs.sign{flags}"
+def _flags(*, until_drained: bool, verify: bool, expect: int) -> str:
+    return " --until-drained" * until_drained + " --no-verify" * (not verify) + f" --expect={expect}" * bool(expect)
 
 
-def _client(head: Cluster) -> JobSubmissionClient:
+def _here(settings: Settings, *, again: bool) -> Place:
+    head = cluster.start(settings.data_dir, signer_count(settings) + OTHER_ACTORS_CPUS, again=again)
     os.environ |= cluster.environment(head.token_file)
-    return JobSubmissionClient(head.dashboard, headers={"Authorization": f"Bearer {cluster.token(head)}"})
+    environment = _job_environment(settings, head)
+    return Place(head.dashboard, cluster.token(head), sys.executable, {"env_vars": environment})
+
+
+def _there(address: str) -> Place:
+    """A cluster of somebody's, whose nodes have the code and the settings."""
+    return Place(address, cluster.token_at_hand(), "python", {})
+
+
+def _client(place: Place) -> JobSubmissionClient:
+    headers = {"Authorization": f"Bearer {place.token}"} if place.token else None
+    try:
+        return JobSubmissionClient(place.dashboard, headers=headers)
+    except (OSError, RuntimeError) as error:
+        raise RayUnavailable(_first_line(error), address=place.dashboard, hint=ADDRESS) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _require_alone(client: JobSubmissionClient, deployment: str) -> None:
@@ -119,11 +148,11 @@ def _require_alone(client: JobSubmissionClient, deployment: str) -> None:
             )
 
 
-def _run(head: Cluster, entry_point: str, settings: Settings, watch: Watch) -> None:
-    client = _client(head)
+def _run(place: Place, flags: str, settings: Settings, watch: Watch) -> None:
+    client = _client(place)
     job = client.submit_job(
-        entrypoint=entry_point,
-        runtime_env={"env_vars": _job_environment(settings, head)},
+        entrypoint=f"{place.python} -m jobs.sign{flags}",
+        runtime_env=place.runtime_env,
         metadata={"deployment": settings.deployment},
     )
     try:
