@@ -26,26 +26,31 @@ class BatchConsumerActor:
         self._name = f"consumer-{slot}"
         self._host: StageHost | None = None
         self._consumer: BatchConsumer | None = None
+        self._pool = SignerPool({}, 1)
         validity.warm()
 
     def __repr__(self) -> str:
         return self._name
 
-    async def start(self, settings: Settings, key_manager: Any, signers: list[Any]) -> None:
-        """Join the group. Does nothing while it runs."""
+    async def start(self, settings: Settings, key_manager: Any, signers: dict[str, Any]) -> None:
+        """Join the group; `signers` by their names. Does nothing while it runs."""
         if self._host is None:
             composition.start_logging()
             self._host = StageHost(self._name)
 
         async def run(stop: asyncio.Event) -> None:
-            worker = Worker(f"{self._name}.{os.getpid()}", settings.node)
-            pool = SignerPool(signers, settings.pool.batches_per_signer)
+            worker = Worker(f"{self._name}.{os.getpid()}", composition.here(settings).node)
+            self._pool = SignerPool(signers, settings.pool.batches_per_signer)
             manager = RemoteKeyManager(key_manager)
-            async with composition.consumer(settings, self._slot, worker, manager, pool) as consumer:
+            async with composition.consumer(settings, self._slot, worker, manager, self._pool) as consumer:
                 self._consumer = consumer
                 await consumer.run(stop)
 
         self._host.start(run)
+
+    async def use(self, signers: dict[str, Any]) -> None:
+        """Give batches to these signers from here on. Returns when the others have none left."""
+        await self._pool.use(signers)
 
     async def status(self) -> StageStatus:
         """Counts as in stages.consumer.ConsumerCount, and halted partitions."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -77,24 +79,45 @@ class RemoteKeyManager:
 class SignerPool:
     """Fulfils ports.Signers: the signer with the fewest batches gets the next, up to a bound for each."""
 
-    def __init__(self, actors: Sequence[Any], batches_per_signer: int) -> None:
-        self._actors = list(actors)
-        self._busy = [0] * len(self._actors)
+    def __init__(self, actors: Mapping[str, Any], batches_per_signer: int) -> None:
+        """`actors` by their names."""
+        self._actors = dict(actors)
+        self._busy: Counter[str] = Counter()
         self._bound = batches_per_signer
-        self._room = asyncio.Semaphore(len(self._actors) * batches_per_signer)
+        self._changed = asyncio.Event()
 
     def slots(self) -> int:
         """Batches that the pool works on at once."""
         return len(self._actors) * self._bound
 
+    async def use(self, actors: Mapping[str, Any]) -> None:
+        """These from here on. Returns when the others are done with what they have, or after SIGN_TIMEOUT_S."""
+        gone = self._actors.keys() - actors.keys()
+        self._actors = dict(actors)
+        self._changed.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SIGN_TIMEOUT_S):
+                while any(self._busy[name] for name in gone):
+                    await self._change()
+
     async def sign(self, batch: bytes, assigned: Assigned) -> SignedBatch:
         """See ports.Signers. A dead signer answers RuntimeFault; the caller signs again, perhaps elsewhere."""
-        async with self._room:
-            chosen = min(range(len(self._actors)), key=self._busy.__getitem__)
-            self._busy[chosen] += 1
-            try:
-                reference = self._actors[chosen].sign.remote(batch, assigned)
-                signed: SignedBatch = await ask(reference, SIGN_TIMEOUT_S, f"signer {chosen}")
-                return signed
-            finally:
-                self._busy[chosen] -= 1
+        name, actor = await self._chosen()
+        self._busy[name] += 1
+        try:
+            signed: SignedBatch = await ask(actor.sign.remote(batch, assigned), SIGN_TIMEOUT_S, name)
+            return signed
+        finally:
+            self._busy[name] -= 1
+            self._changed.set()
+
+    async def _chosen(self) -> tuple[str, Any]:
+        while True:
+            name = min(self._actors, key=self._busy.__getitem__, default="")
+            if name and self._busy[name] < self._bound:
+                return name, self._actors[name]
+            await self._change()
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -27,7 +28,7 @@ from pipeline.assignment.manager import KeyManager
 from pipeline.clock import SystemClock
 from pipeline.custody.sealing import Kek
 from pipeline.ports import Assigner, Signers
-from pipeline.settings import Settings, SourceSettings
+from pipeline.settings import ENV_PREFIX, Settings, SourceSettings
 from pipeline.stages import preparation
 from pipeline.stages.admission import Admission
 from pipeline.stages.consumer import BatchConsumer, ConsumerPorts, Outlets, Worker
@@ -47,6 +48,12 @@ def start_logging() -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
     )
+
+
+def here(settings: Settings) -> Settings:
+    """Settings that a job made elsewhere, with the name of this node."""
+    node = os.environ.get(ENV_PREFIX + "NODE") or socket.gethostname()
+    return settings.model_copy(update={"node": node})
 
 
 def warm_source() -> None:

@@ -1,7 +1,9 @@
 """The actors of one pipeline, made all at once and before anything else, so that their processes start side by side.
 
 They belong to the driver that makes them: a supervisor that dies leaves them at work, and the next one goes on with
-them. Only the key manager is detached: it may outlive the driver, and the next driver finds it.
+them. The key manager is detached: it may outlive the driver, and the next driver finds it. On a cluster with node
+groups (ONCESIGN_POOL__PLACED) all of them are, so that signing goes on when the driver and the head are gone; the next
+driver finds the supervisor, and takes it over if it has the same stamp.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from actors.batch_consumer import BatchConsumerActor
 from actors.batch_reader import BatchReaderActor
 from actors.key_manager import NAME as KEY_MANAGER
 from actors.key_manager import KeyManagerActor
-from actors.names import namespace, options
+from actors.names import Group, options
 from actors.signer import SignerActor
+from actors.stamp import stamp
 from actors.tx_verifier import TxVerifierActor
 from pipeline.errors import RuntimeFault
 from pipeline.settings import Settings
@@ -32,10 +35,10 @@ KEY_MANAGER_CONCURRENCY: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Crew:
-    """Handles. Readers in the order of composition.reader_places, signers and consumers in that of their slots."""
+    """Handles. Signers by name, readers in the order of composition.reader_places, consumers in that of their slots."""
 
     key_manager: Any
-    signers: list[Any]
+    signers: dict[str, Any]
     readers: list[Any]
     consumers: list[Any]
     verifier: Any | None
@@ -43,36 +46,44 @@ class Crew:
 
 async def create(settings: Settings, *, verify: bool) -> Crew:
     """Make the actors; none has work yet. Raises RuntimeFault when those of another job do not go away."""
-    signers = [
-        await _actor(settings, SignerActor, f"signer-{slot}", SIGNER_CPUS, slot, settings)
-        for slot in range(composition.signer_count(settings))
-    ]
+    slots = range(composition.signer_count(settings))
+    signers = {signer_name(slot): await signer(settings, slot) for slot in slots}
     readers = [
-        await _actor(settings, BatchReaderActor, place.name, OTHER_CPUS, place.name)
+        await _actor(settings, BatchReaderActor, place.name, Group.IO, place.name)
         for place in composition.reader_places(settings)
     ]
     consumers = [
-        await _actor(settings, BatchConsumerActor, f"consumer-{slot}", OTHER_CPUS, slot)
+        await _actor(settings, BatchConsumerActor, f"consumer-{slot}", Group.IO, slot)
         for slot in range(settings.pool.consumers)
     ]
-    verifier = await _actor(settings, TxVerifierActor, "tx-verifier", OTHER_CPUS) if verify else None
-    return Crew(_key_manager(settings), signers, readers, consumers, verifier)
+    verifier = await _actor(settings, TxVerifierActor, "tx-verifier", Group.IO) if verify else None
+    return Crew(key_manager(settings), signers, readers, consumers, verifier)
 
 
-def _key_manager(settings: Settings) -> Any:
-    detached = options(KEY_MANAGER, cpus=OTHER_CPUS, concurrency=KEY_MANAGER_CONCURRENCY) | {
-        "lifetime": "detached",
-        "get_if_exists": True,
-        "namespace": namespace(settings.deployment),
-    }
-    return KeyManagerActor.options(**detached).remote(settings)  # type: ignore[attr-defined] # ray's decorator hides it
+def signer_name(slot: int) -> str:
+    """Of the signer in that slot."""
+    return f"signer-{slot}"
 
 
-async def _actor(settings: Settings, kind: Any, name: str, cpus: float, *args: Any) -> Any:
+async def signer(settings: Settings, slot: int) -> Any:
+    """Make one. Raises RuntimeFault."""
+    return await _actor(settings, SignerActor, signer_name(slot), Group.SIGNERS, slot, settings)
+
+
+def key_manager(settings: Settings) -> Any:
+    """The key manager of the deployment, made if there is none."""
+    shape = options(settings, KEY_MANAGER, Group.KEY_MANAGER, cpus=OTHER_CPUS, concurrency=KEY_MANAGER_CONCURRENCY)
+    shape |= {"lifetime": "detached", "get_if_exists": True}
+    made = KeyManagerActor.options(**shape)  # type: ignore[attr-defined] # ray's decorator hides it
+    return made.remote(settings, stamp(settings))
+
+
+async def _actor(settings: Settings, kind: Any, name: str, group: Group, *args: Any) -> Any:
     """Make a named actor; the name may still belong to one of a job that has just died."""
+    cpus = SIGNER_CPUS if group is Group.SIGNERS else OTHER_CPUS
     for _ in range(NAME_TRIES):
         try:
-            return kind.options(**options(name, cpus=cpus), namespace=namespace(settings.deployment)).remote(*args)
+            return kind.options(**options(settings, name, group, cpus=cpus)).remote(*args)
         except ValueError:
             await asyncio.sleep(NAME_WAIT_S)
     raise RuntimeFault(f"an actor called {name} of another job still runs.", hint="Stop that job, or wait for it.")

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+import ray
+
 from pipeline.errors import DeploymentHalted, NotLeader, OncesignError, ProducerFenced, UsageError
 
 log = logging.getLogger(__name__)
@@ -19,6 +21,11 @@ DRAIN_TIMEOUT_S: Final = 25.0
 
 FATAL: Final = (DeploymentHalted, ProducerFenced, NotLeader, UsageError)
 """What another start would not mend."""
+
+
+def ray_node() -> str:
+    """Ray's id of the node that this process runs on."""
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
 
 
 class StageState(StrEnum):
@@ -38,6 +45,7 @@ class StageStatus:
     pid: int
     error: OncesignError | None = None
     counts: dict[str, Any] = field(default_factory=dict)
+    ray_node: str = field(default_factory=ray_node)
 
     @property
     def fatal(self) -> bool:

@@ -17,9 +17,12 @@ from actors import composition
 from actors.host import StageState, StageStatus
 from pipeline.assignment.manager import KeyManager
 from pipeline.assignment.records import Assignment, KeyRecord, StreamRecord
-from pipeline.errors import OncesignError
+from pipeline.assignment.view import View
+from pipeline.custody.sealing import Kek
+from pipeline.errors import NotLeader, OncesignError
 from pipeline.ports import AssignReply, AssignRequest
 from pipeline.settings import Settings
+from pipeline.stages import intake
 from pipeline.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -32,11 +35,15 @@ FENCE_LOST_EXIT = 70
 class KeyManagerActor:
     """Lends keys and nonces."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, stamp: str) -> None:
+        """`stamp` is what actors.stamp makes of the code and settings that this one was made with."""
+        self._settings = composition.here(settings)
+        self._stamp = stamp
         self._manager: KeyManager | None = None
         self._starting = asyncio.Lock()
-        self._error: OncesignError | None = None
+        self._leaving = False
+        # Ray makes it anew after its node died, perhaps while nobody asks: it leads again by itself.
+        ray.get_runtime_context().current_actor.status.remote()
 
     def __repr__(self) -> str:
         return NAME
@@ -83,12 +90,45 @@ class KeyManagerActor:
         """Lend this key again."""
         await (await self._started()).enable(chain_id, address)
 
+    async def create_keys(self, chain_id: int, count: int) -> list[str]:
+        """Make private keys, seal them here, and put them into the pool; their addresses. Raises SecretFileError."""
+        manager, kek = await self._started(), Kek.load(self._settings.kek_path)
+        intake.require_kek(manager.view(), kek)
+        keys = intake.made(chain_id, count, kek)
+        await manager.import_keys(keys)
+        return [address for _, address, _, _ in keys]
+
+    async def examine_kek(self) -> str:
+        """That the key-encryption key opens every key that may be lent. Raises SecretFileError."""
+        manager, kek = await self._started(), Kek.load(self._settings.kek_path)
+        intake.require_kek(manager.view(), kek)
+        return f"KEK {kek.id.hex()} opens all {len(manager.view().sealed)} keys"
+
     async def unhalt(self, stream: Stream) -> None:
         """Let a halted stream go on."""
         await (await self._started()).unhalt(stream)
 
+    async def lose(self, stream: Stream, end: int) -> None:
+        """See KeyManager."""
+        await (await self._started()).lose(stream, end)
+
+    async def view(self) -> View:
+        """All that etcd holds."""
+        return (await self._started()).view()
+
+    async def stamp(self) -> str:
+        """What it was made of."""
+        return self._stamp
+
+    async def leave(self) -> None:
+        """Its node is about to end: give up the lead, and take it no more in this process."""
+        self._leaving = True
+        await self.drain()
+
     async def status(self) -> StageStatus:
         """Start it if need be. Its own refusal to start is in the status, not raised."""
+        if self._leaving:
+            return StageStatus(StageState.IDLE, os.getpid())
         try:
             manager = await self._started()
         except OncesignError as error:
@@ -104,6 +144,8 @@ class KeyManagerActor:
     async def _started(self) -> KeyManager:
         # Not in __init__: an exception there would end the actor for good.
         async with self._starting:
+            if self._leaving:
+                raise NotLeader("this key manager's node is about to end.", hint="Another one will lead in a moment.")
             if self._manager is None:
                 composition.start_logging()
                 self._manager = await composition.key_manager(self._settings, self._fence_lost)

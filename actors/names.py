@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any, Final
 
 import ray
+from ray.util import list_named_actors
 
 from pipeline.errors import RayUnavailable
+from pipeline.settings import Settings
 
 CALL_TIMEOUT_S: Final = 30.0
 """Bound of one actor call that does no signing."""
@@ -15,6 +18,16 @@ START_TIMEOUT_S: Final = 90.0
 """Bound of the first answer of a new actor: a worker process starts and imports."""
 
 UNLIMITED: Final = -1
+PLACE: Final = 0.001
+"""How much of its group's resource an actor takes: the resource says where, not how many."""
+
+
+class Group(StrEnum):
+    """Node groups of a cluster, by the Ray resource that they offer."""
+
+    KEY_MANAGER = "key_manager"
+    SIGNERS = "signers"
+    IO = "io"
 
 
 def namespace(deployment: str) -> str:
@@ -22,19 +35,23 @@ def namespace(deployment: str) -> str:
     return f"oncesign-{deployment}"
 
 
-def options(name: str, *, cpus: float, concurrency: int = 64) -> dict[str, Any]:
+def options(settings: Settings, name: str, group: Group, *, cpus: float, concurrency: int = 64) -> dict[str, Any]:
     """Options of a restartable actor.
 
     A dead process is started again by Ray, without its state; the supervisor then gives it its work again. A call
     that was under way is never repeated by Ray (max_task_retries=0): whoever called decides.
     """
-    return {
+    made: dict[str, Any] = {
         "name": name,
+        "namespace": namespace(settings.deployment),
         "num_cpus": cpus,
         "max_restarts": UNLIMITED,
         "max_task_retries": 0,
         "max_concurrency": concurrency,
     }
+    if settings.pool.placed:
+        made |= {"lifetime": "detached", "resources": {group.value: PLACE}}
+    return made
 
 
 def find(name: str, deployment: str) -> Any:
@@ -43,3 +60,17 @@ def find(name: str, deployment: str) -> Any:
         return ray.get_actor(name, namespace=namespace(deployment))
     except ValueError as error:
         raise RayUnavailable(f"no actor called {name} runs for deployment {deployment}") from error
+
+
+def running(deployment: str) -> list[str]:
+    """The names of all actors of a deployment."""
+    mine = namespace(deployment)
+    return sorted(actor["name"] for actor in list_named_actors(all_namespaces=True) if actor["namespace"] == mine)
+
+
+def end(name: str, deployment: str) -> None:
+    """End an actor for good, if it is there."""
+    try:
+        ray.kill(ray.get_actor(name, namespace=namespace(deployment)), no_restart=True)
+    except ValueError:
+        return

@@ -21,7 +21,7 @@ class SignerActor:
 
     def __init__(self, slot: int, settings: Settings) -> None:
         self._name = f"signer-{slot}"
-        self._settings = settings
+        self._settings = composition.here(settings)
         self._signer: Signer | None = None
         self._starting = asyncio.Lock()
 

@@ -11,69 +11,37 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import ray
 
 from actors import composition
+from actors import crew as crews
 from actors.clients import RemoteKeyManager, SignerPool, ask
 from actors.crew import Crew
 from actors.host import StageHost, StageState, StageStatus
 from actors.key_manager import NAME as KEY_MANAGER
-from actors.names import CALL_TIMEOUT_S, START_TIMEOUT_S
-from pipeline.errors import DependencyDown, OncesignError, RuntimeFault
+from actors.member import Member, members, merged, signing
+from actors.names import CALL_TIMEOUT_S, START_TIMEOUT_S, find, running
+from actors.scaling import SCALE_EVERY_S, Scale
+from pipeline.errors import DependencyDown, NotLeader, OncesignError, RuntimeFault
 from pipeline.settings import Settings
 from pipeline.stages.backoff import Backoff
 from pipeline.stages.consumer import Worker
+from pipeline.stages.loops import cancel
 from pipeline.stream import Stream
 
 log = logging.getLogger(__name__)
 
 SUPERVISE_EVERY_S: Final = 1.0
-RESTART_FIRST_S: Final = 0.5
-RESTART_LONGEST_S: Final = 15.0
-HEALTHY_AFTER_S: Final = 30.0
-"""A stage that ran this long starts over with the shortest pause."""
-
 PREPARE_TIMEOUT_S: Final = 60.0
+NAME: Final = "supervisor"
+STAGES: Final = ("reader", "consumer", "tx-verifier")
+"""Names of actors with a stage that drains begin so, in the order of the flow."""
 
-
-@dataclass(slots=True)
-class Member:
-    """One actor under supervision."""
-
-    name: str
-    actor: Any
-    start: Callable[[], Awaitable[None]]
-    status: StageStatus | None = None
-    pause_s: float = RESTART_FIRST_S
-    started_s: float = 0.0
-    starts: int = 0
-    answered: bool = False
-
-    async def look(self, now_s: float) -> None:
-        """Ask how it is, and start it when it does not run and its pause is over."""
-        timeout_s = CALL_TIMEOUT_S if self.answered else START_TIMEOUT_S
-        try:
-            self.status = await ask(self.actor.status.remote(), timeout_s, self.name)
-            self.answered = True
-            if self.status.state is not StageState.RUNNING and not self.status.fatal:
-                await self._start(now_s)
-        except OncesignError as error:
-            log.warning("%s: failed: %s", self.name, error)
-            self.answered = False
-
-    async def _start(self, now_s: float) -> None:
-        if self.starts and now_s - self.started_s < self.pause_s:
-            return
-        longer = min(self.pause_s * 2, RESTART_LONGEST_S)
-        self.pause_s = RESTART_FIRST_S if now_s - self.started_s > HEALTHY_AFTER_S else longer
-        self.started_s = now_s
-        self.starts += 1
-        await self.start()
+CLAIM_S: Final = 15.0
+"""A job that asked nothing for so long is gone, and another may follow the pipeline."""
 
 
 @dataclass(slots=True)
@@ -92,16 +60,37 @@ class PipelineStatus:
 class SupervisorActor:
     """One per job at a time."""
 
-    def __init__(self, settings: Settings, crew: Crew) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, crew: Crew, stamp: str) -> None:
+        """`stamp` is what actors.stamp makes of the code and settings that the crew was made with."""
+        self._settings = composition.here(settings)
         self._crew = crew
+        self._stamp = stamp
+        self._follower = ""
+        self._followed_s = -CLAIM_S
         self._members: list[Member] = []
         self._host = StageHost("supervisor")
         self._seqs: dict[str, int] = {}
         self._ready = False
+        self._signers = SignerPool({}, 1)
+        # Ray makes it anew after its node died, perhaps when no job is there to start it.
+        ray.get_runtime_context().current_actor.start.remote()
 
     def __repr__(self) -> str:
-        return "supervisor"
+        return NAME
+
+    async def stamp(self) -> str:
+        """What the crew was made of."""
+        return self._stamp
+
+    async def follow(self, job: str) -> None:
+        """This job follows and ends the pipeline. Raises NotLeader while another one does."""
+        now_s = time.monotonic()
+        if job != self._follower and now_s - self._followed_s < CLAIM_S:
+            raise NotLeader(
+                f"deployment {self._settings.deployment} is being signed already, by job {self._follower}.",
+                hint="Stop that job with `ray job stop`, or let it end.",
+            )
+        self._follower, self._followed_s = job, now_s
 
     async def start(self) -> None:
         """Bring the pipeline up in the background."""
@@ -110,9 +99,10 @@ class SupervisorActor:
         async def run(stop: asyncio.Event) -> None:
             async with composition.topics(self._settings) as self._topics:
                 await self._prepare(stop)
-                self._members = _members(self._settings, self._crew)
+                self._find_signers()
+                self._members = members(self._settings, self._crew)
                 self._ready = True
-                await asyncio.gather(self._supervise(stop), self._sweep(stop))
+                await asyncio.gather(self._supervise(stop), self._sweep(stop), self._scale(stop))
 
         self._host.start(run)
 
@@ -130,11 +120,19 @@ class SupervisorActor:
         )
 
     async def drain(self) -> None:
-        """Readers first, then consumers with what they hold, then the rest; the key manager last."""
-        for prefix in ("reader", "consumer", "tx-verifier"):
+        """Readers first, then consumers with what they hold, then the rest; the key manager last.
+
+        On a cluster with node groups the key manager stays: it serves other clients, too.
+        """
+        for prefix in STAGES:
             actors = [member.actor for member in self._members if member.name.startswith(prefix)]
             await asyncio.gather(*(actor.drain.remote() for actor in actors), return_exceptions=True)
         await self._host.drain()
+        if self._settings.pool.placed:
+            for member in self._members:
+                if member.name != KEY_MANAGER:
+                    ray.kill(member.actor, no_restart=True)
+            return
         await asyncio.gather(self._crew.key_manager.drain.remote(), return_exceptions=True)
         ray.kill(self._crew.key_manager, no_restart=True)
 
@@ -162,17 +160,88 @@ class SupervisorActor:
     # ── keeping it up ────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _supervise(self, stop: asyncio.Event) -> None:
+        looks: dict[str, asyncio.Task[None]] = {}
         while not stop.is_set():
-            now_s = time.monotonic()
-            await asyncio.gather(*(member.look(now_s) for member in self._members))
+            for member in self._members:  # each by itself: one whose node is gone does not answer for long
+                if member.name not in looks or looks[member.name].done():
+                    looks[member.name] = asyncio.create_task(member.look(time.monotonic()))
             await asyncio.sleep(SUPERVISE_EVERY_S)
+        await cancel(looks.values())
 
     async def _sweep(self, stop: asyncio.Event) -> None:
         worker = Worker(f"sweeper.{os.getpid()}", self._settings.node)
         manager = RemoteKeyManager(self._crew.key_manager)
-        signers = SignerPool(self._crew.signers, self._settings.pool.batches_per_signer)
-        async with composition.sweeper(self._settings, worker, manager, signers) as sweeper:
+        async with composition.sweeper(self._settings, worker, manager, self._signers) as sweeper:
             await sweeper.run(stop)
+
+    # ── more signers, fewer signers ──────────────────────────────────────────────────────────────────────────────────
+
+    def _find_signers(self) -> None:
+        """Those that were made before this process was."""
+        present = running(self._settings.deployment) if self._settings.pool.placed else []
+        for name in present:
+            if name.startswith("signer-") and name not in self._crew.signers:
+                self._crew.signers[name] = find(name, self._settings.deployment)
+        self._signers = SignerPool(self._crew.signers, self._settings.pool.batches_per_signer)
+
+    async def _scale(self, stop: asyncio.Event) -> None:
+        pool = self._settings.pool
+        if not pool.placed or pool.signers_max <= pool.signers:
+            return
+        scale = Scale(pool.signers, pool.signers_max)
+        while not stop.is_set():
+            await asyncio.sleep(SCALE_EVERY_S)
+            try:
+                await self._scale_to(scale.wanted(await self._backlog(), len(self._crew.signers), time.monotonic()))
+            except OncesignError as error:
+                log.warning("supervisor: the number of signers stays: %s", error)
+
+    async def _scale_to(self, wanted: int) -> None:
+        for slot in range(len(self._crew.signers), wanted):
+            name = crews.signer_name(slot)
+            self._crew.signers[name] = await crews.signer(self._settings, slot)
+            self._members.append(signing(name, self._crew.signers[name]))
+            log.info("supervisor: succeeded, %s is asked for", name)
+        gone = [crews.signer_name(slot) for slot in range(wanted, len(self._crew.signers))]
+        ended = {name: self._crew.signers.pop(name) for name in gone}
+        self._members = [member for member in self._members if member.name not in ended]
+        await self._tell_signers()
+        for name, actor in ended.items():
+            ray.kill(actor, no_restart=True)
+            log.info("supervisor: succeeded, %s is let go", name)
+
+    async def _tell_signers(self) -> None:
+        """Whoever gives out batches: to those that answer; one whose node is still to come would keep them waiting."""
+        ready = {member.name for member in self._members if member.answered and not member.leaves}
+        signers = {name: actor for name, actor in self._crew.signers.items() if name in ready}
+        await self._signers.use(signers)
+        await asyncio.gather(
+            *(ask(consumer.use.remote(signers), START_TIMEOUT_S, "a consumer") for consumer in self._crew.consumers)
+        )
+
+    async def _backlog(self) -> int:
+        """Batches in Kafka that no consumer has committed. Raises BusUnavailable."""
+        seqs = merged([member for member in self._members if member.name.startswith("reader")], "seq")
+        waiting = 0
+        for source in self._settings.sources:
+            progress = await self._topics.progress(self._settings.deployment, source)
+            done = {str(Stream(source.name, shard)): at.seq for shard, at in progress.items()}
+            waiting += sum(max(0, seqs.get(stream, 0) - seq) for stream, seq in done.items())
+        return waiting
+
+    # ── a node that is about to end ──────────────────────────────────────────────────────────────────────────────────
+
+    async def leave(self, ray_node: str) -> None:
+        """What runs on that Ray node finishes what it holds and takes nothing new; it goes on elsewhere."""
+        leaving = [m for m in self._members if m.status is not None and m.status.ray_node == ray_node]
+        for member in leaving:
+            member.leaving = ray_node
+        await self._tell_signers()
+        for member in leaving:
+            if member.name.startswith(STAGES):
+                await ask(member.actor.drain.remote(), CALL_TIMEOUT_S, member.name)
+        if any(member.name == KEY_MANAGER for member in leaving):
+            await ask(self._crew.key_manager.leave.remote(), CALL_TIMEOUT_S, KEY_MANAGER)
 
     # ── drained? ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -183,7 +252,7 @@ class SupervisorActor:
         a place not yet looked at to one already looked at.
         """
         readers = [member for member in self._members if member.name.startswith("reader")]
-        seqs = _merged(readers, "seq")
+        seqs = merged(readers, "seq")
         if seqs != self._seqs or not all(
             m.status is not None and m.status.state is StageState.RUNNING for m in readers
         ):
@@ -210,32 +279,4 @@ class SupervisorActor:
         return left + sum(str(a.stream) not in halted for a in assignments)
 
     def _halted(self) -> dict[str, str]:
-        return _merged(self._members, "halted")
-
-
-def _members(settings: Settings, crew: Crew) -> list[Member]:
-    """Every actor of the crew with how it is given its work."""
-    members = [Member(KEY_MANAGER, crew.key_manager, _nothing)]
-    members += [Member(f"signer-{slot}", actor, _nothing) for slot, actor in enumerate(crew.signers)]
-    for place, reader in zip(composition.reader_places(settings), crew.readers, strict=True):
-        start = partial(reader.start.remote, settings, place.source, place.shards, crew.key_manager)
-        members.append(Member(place.name, reader, start))
-    for slot, consumer in enumerate(crew.consumers):
-        start = partial(consumer.start.remote, settings, crew.key_manager, crew.signers)
-        members.append(Member(f"consumer-{slot}", consumer, start))
-    if crew.verifier is not None:
-        members.append(Member("tx-verifier", crew.verifier, partial(crew.verifier.start.remote, settings)))
-    return members
-
-
-def _merged(members: list[Member], count: str) -> dict[str, Any]:
-    """One mapping out of each member's."""
-    merged: dict[str, Any] = {}
-    for member in members:
-        if member.status is not None:
-            merged |= member.status.counts.get(count, {})
-    return merged
-
-
-async def _nothing() -> None:
-    """For an actor that starts by being asked how it is."""
+        return merged(self._members, "halted")

@@ -64,10 +64,10 @@ async def examine(settings: Settings) -> Report:
     Raises ViolationFound, DependencyDown.
     """
     from actors import composition
-    from jobs.desk import leads
+    from jobs.desk import signs
     from jobs.overview import read_assignments
 
-    running = await leads(settings)
+    running = await signs(settings)
     published = await _has_topics(settings)
     async with composition.verifier(settings) as verifier:
         if running and published:

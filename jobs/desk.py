@@ -1,7 +1,8 @@
 """The key manager at hand: the one that runs in Ray, else one of our own for as long as the command takes.
 
 Only a leader writes to etcd. While a pipeline runs, its key manager leads and is asked; while none runs, the command
-leads itself and resigns when it is done.
+leads itself and resigns when it is done. On a cluster with node groups (ONCESIGN_POOL__PLACED) a command cannot reach
+etcd: the key manager is asked for everything, and made if there is none.
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ class KeyDesk(Protocol):
 @asynccontextmanager
 async def key_desk(settings: Settings) -> AsyncIterator[KeyDesk]:
     """Raises NotLeader when a leader lives that cannot be asked, DeploymentHalted, DependencyDown."""
+    if settings.pool.placed:
+        yield cast("KeyDesk", placed_desk(settings))
+        return
     store = EtcdStore(settings.etcd)
     ledger = PostgresLedger(settings.postgres)
     try:
@@ -82,8 +86,19 @@ async def etcd_client(settings: Settings) -> AsyncIterator[EtcdStore]:
         await store.close()
 
 
+async def signs(settings: Settings) -> bool:
+    """Whether a pipeline runs. Raises StoreUnavailable, RayUnavailable."""
+    if settings.pool.placed:
+        from actors.names import running
+        from actors.supervisor import NAME
+
+        connect(settings)
+        return NAME in running(settings.deployment)
+    return await leads(settings)
+
+
 async def leads(settings: Settings) -> bool:
-    """Whether a key manager holds the deployment: a pipeline runs. Raises StoreUnavailable."""
+    """Whether a key manager holds the deployment. Raises StoreUnavailable."""
     async with etcd_client(settings) as store:
         return await store.get(Paths(settings.deployment).leader) is not None
 
@@ -96,7 +111,10 @@ async def has_keys(settings: Settings) -> bool:
 
 @asynccontextmanager
 async def etcd_view(settings: Settings) -> AsyncIterator[View]:
-    """What etcd holds now, read without leading. Raises StoreUnavailable."""
+    """What etcd holds now, read without leading. Raises StoreUnavailable; on a cluster NotLeader, DeploymentHalted."""
+    if settings.pool.placed:
+        yield cast("View", await placed_desk(settings).view())
+        return
     async with etcd_client(settings) as store:
         yield await startup.load(store, Paths(settings.deployment))
 
@@ -107,13 +125,39 @@ class RemoteDesk:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def __getattr__(self, method: str) -> Callable[..., Awaitable[None]]:
-        async def call(*args: Any) -> None:
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        async def call(*args: Any) -> Any:
             from actors.clients import ask
 
-            await ask(getattr(self._actor, method).remote(*args), CALL_TIMEOUT_S, "the key manager")
+            return await ask(getattr(self._actor, method).remote(*args), CALL_TIMEOUT_S, "the key manager")
 
         return call
+
+
+def connect(settings: Settings) -> None:
+    """Become a driver of the cluster that this process runs in. Raises RayUnavailable."""
+    import ray
+
+    from actors.names import namespace
+    from pipeline.errors import RayUnavailable
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    try:
+        ray.init(address, namespace=namespace(settings.deployment), log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise RayUnavailable(
+            "no cluster is found from here", address=address, hint="Run it as a job: ray job submit -- oncesign …"
+        ) from error
+
+
+def placed_desk(settings: Settings) -> RemoteDesk:
+    """The key manager of the cluster, made if there is none. Raises RayUnavailable."""
+    from actors import crew
+
+    connect(settings)
+    return RemoteDesk(crew.key_manager(settings))
 
 
 def _running_manager(settings: Settings) -> Any:

@@ -2,7 +2,7 @@
 
 It holds the supervisor, prints one JSON line of progress a second, drains on SIGTERM, and ends with one JSON line of
 summary. Nothing that matters lives here: when the driver is killed, its actors die with it, and the next job goes on
-from Kafka, etcd and Postgres.
+from Kafka, etcd and Postgres. On a cluster with node groups the actors go on, and the next job follows them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from typing import Any, Final
 import orjson
 import ray
 
-from actors import composition, crew
+from actors import composition, crew, names, takeover
 from actors.clients import ask
 from actors.host import StageState, StageStatus
 from actors.names import START_TIMEOUT_S, namespace
+from actors.stamp import stamp
+from actors.supervisor import NAME as SUPERVISOR
 from actors.supervisor import PipelineStatus, SupervisorActor
 from pipeline.adapters.ledger import PostgresLedger
 from pipeline.adapters.outcomes import PostgresOutcomes
-from pipeline.errors import DependencyDown, Halted, OncesignError, RuntimeFault, ViolationFound
+from pipeline.errors import DependencyDown, Halted, NotLeader, OncesignError, RuntimeFault, ViolationFound
 from pipeline.settings import Settings
 
 PROGRESS_EVERY_S: Final = 1.0
@@ -35,7 +37,6 @@ COUNT_EVERY_S: Final = 10.0
 STATUS_TIMEOUT_S: Final = 60.0
 DRAIN_TIMEOUT_S: Final = 60.0
 SUPERVISORS_MAX: Final = 10
-SUPERVISOR_CPUS: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,14 @@ class Wish:
 class Driver:
     """One run of the pipeline."""
 
-    def __init__(self, settings: Settings, wish: Wish) -> None:
+    def __init__(self, settings: Settings, wish: Wish, job: str) -> None:
+        """`job` is its id in Ray."""
         self._settings = settings
         self._wish = wish
         self._stop = asyncio.Event()
         self._crew: crew.Crew | None = None
         self._supervisor: Any = None
+        self._job = job
         self._supervisors = 0
         self._started_s = time.monotonic()
         self._ready_s: float | None = None
@@ -67,6 +70,7 @@ class Driver:
         self._counted_s = -COUNT_EVERY_S
         self._uncounted = False
         self._rejected = 0
+        self._rejected_before = 0
         self._drained_ms = 0
         self._last_unix_s = 0.0
 
@@ -88,23 +92,30 @@ class Driver:
     # ── the supervisor ───────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _create(self) -> None:
-        self._crew = self._crew or await crew.create(self._settings, verify=self._wish.verify)
         self._supervisors += 1
         if self._supervisors > SUPERVISORS_MAX:
             raise RuntimeFault(f"the supervisor ended {SUPERVISORS_MAX} times.", hint="Its logs are in the dashboard.")
-        self._supervisor = SupervisorActor.options(  # type: ignore[attr-defined] # ray's decorator hides the class
-            num_cpus=SUPERVISOR_CPUS, max_concurrency=16
-        ).remote(self._settings, self._crew)
+        if self._settings.pool.placed:
+            self._supervisor = await takeover.supervisor(self._settings, self._job, verify=self._wish.verify)
+        else:
+            self._crew = self._crew or await crew.create(self._settings, verify=self._wish.verify)
+            self._supervisor = SupervisorActor.options(  # type: ignore[attr-defined] # ray's decorator hides the class
+                num_cpus=takeover.CPUS, max_concurrency=takeover.CONCURRENCY
+            ).remote(self._settings, self._crew, stamp(self._settings))
         await ask(self._supervisor.start.remote(), START_TIMEOUT_S, "the supervisor")
 
     async def _status(self) -> PipelineStatus:
         """A dead supervisor is replaced; the crew stays at work meanwhile."""
         try:
+            await ask(self._supervisor.follow.remote(self._job), STATUS_TIMEOUT_S, "the supervisor")
             status: PipelineStatus = await ask(self._supervisor.status.remote(), STATUS_TIMEOUT_S, "the supervisor")
         except RuntimeFault as error:
             _say(f"{error} A new one is started.")
             await self._create()
             return PipelineStatus()
+        except NotLeader:
+            self._supervisor = None  # another job's by now, and not ours to drain
+            raise
         if status.error is not None:
             raise status.error
         return status
@@ -116,6 +127,8 @@ class Driver:
             await ask(self._supervisor.drain.remote(), DRAIN_TIMEOUT_S, "the supervisor")
         except OncesignError as error:
             _say(f"the pipeline did not drain: {error}")
+        if self._settings.pool.placed:
+            names.end(SUPERVISOR, self._settings.deployment)
 
     # ── following it ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -158,13 +171,14 @@ class Driver:
         now_s = time.monotonic()
         if self._ready_s is None and status.members:
             self._ready_s = now_s
+            self._rejected_before = _sum(status, "consumer", "rejected")  # of a pipeline that ran before
         signed = await ledger.signed()
         if signed != self._signed:
             self._first_s = self._first_s or now_s
             self._last_s = now_s
             self._last_unix_s = time.time()
         self._signed = signed
-        self._rejected = max(self._rejected, _sum(status, "consumer", "rejected"))
+        self._rejected = max(self._rejected, _sum(status, "consumer", "rejected") - self._rejected_before)
         if now_s - self._counted_s >= COUNT_EVERY_S:
             self._total = await composition.total(self._settings)
             self._counted_s = now_s
@@ -241,7 +255,7 @@ def run(settings: Settings, wish: Wish) -> int:
         logging_level=logging.WARNING,
     )
     try:
-        summary = asyncio.run(Driver(settings, wish).run())
+        summary = asyncio.run(Driver(settings, wish, ray.get_runtime_context().get_job_id()).run())
         error = _verdict(summary)
     except OncesignError as raised:
         summary, error = {}, raised

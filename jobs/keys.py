@@ -82,15 +82,14 @@ def enable(address: str, source: Source = "") -> None:
 
 async def create_keys(settings: Settings, count: int, source: str = "") -> list[str]:
     """Make and import; the addresses."""
-    from pipeline.custody.generation import address_of, new_secret
+    from jobs.desk import placed_desk
+    from pipeline.stages import intake
 
     chain_id = _chain_id(settings, source)
-    kek = await pool_kek(settings)
-    keys = []
-    for _ in range(count):
-        secret = new_secret()
-        address = address_of(secret)
-        keys.append((chain_id, address, kek.seal(secret, address), 0))
+    if settings.pool.placed:  # the key manager has the key-encryption key there, and this process has not
+        made: list[str] = await placed_desk(settings).create_keys(chain_id, count)
+        return made
+    keys = intake.made(chain_id, count, await pool_kek(settings))
     await _import(settings, keys)
     return [address for _, address, _, _ in keys]
 
@@ -101,8 +100,8 @@ async def pool_kek(settings: Settings) -> Kek:
     Two KEKs in one pool would mean keys that get nonces and cannot sign. Raises SecretFileError, StoreUnavailable.
     """
     from jobs.desk import etcd_view
-    from jobs.preflight import require_kek
     from pipeline.custody.sealing import Kek
+    from pipeline.stages.intake import require_kek
 
     async with etcd_view(settings) as view:
         if settings.kek_file is None and not settings.kek_path.exists() and not view.sealed:

@@ -10,7 +10,6 @@ from pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from pipeline.assignment.view import View
-    from pipeline.custody.sealing import Kek
 
 
 async def before_signing(settings: Settings) -> None:
@@ -23,6 +22,7 @@ async def before_signing(settings: Settings) -> None:
     from pipeline.assignment import startup
     from pipeline.assignment.paths import Paths
     from pipeline.custody.sealing import Kek
+    from pipeline.stages import intake
 
     paths = Paths(settings.deployment)
     await composition.total(settings)
@@ -32,7 +32,7 @@ async def before_signing(settings: Settings) -> None:
     if leader is None:  # what a leader writes meanwhile would look like a contradiction
         await _require_agreement(settings, view, known=genesis is not None)
     require_keys(settings, view)
-    require_kek(view, Kek.load(settings.kek_path))
+    intake.require_kek(view, Kek.load(settings.kek_path))
     used = frozenset(stream.source for stream, held in view.streams.items() if held.record.seq > 0)
     async with composition.topics(settings) as topics:
         await topics.require(used)
@@ -65,13 +65,3 @@ def require_keys(settings: Settings, view: View) -> None:
                 f"{where}: all {len(states)} are disabled.",
                 hint=f"Run: oncesign keys enable ADDRESS --source {source.name}",
             )
-
-
-def require_kek(view: View, kek: Kek) -> None:
-    """The KEK opens every key that may be lent, so that no nonce is given to a key that cannot sign.
-
-    Raises SecretFileError.
-    """
-    lent = {held.record.address for held in view.keys.values() if held.record.state is not KeyState.DISABLED}
-    for address in sorted(lent):
-        kek.unseal(view.sealed.get(address, b""), address).wipe()

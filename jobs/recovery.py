@@ -148,7 +148,7 @@ async def _release_published(settings: Settings, stream: Stream, desk: KeyDesk) 
 
     found = [a for a in await read_assignments(settings) if a.stream == stream]
     if found:
-        nobody = SignerPool([], 0)  # nothing is signed here
+        nobody = SignerPool({}, 0)  # nothing is signed here
         worker = Worker("recover", settings.node)
         async with composition.sweeper(settings, worker, cast("Desk", desk), nobody) as sweeper:
             await sweeper.release_published(found)

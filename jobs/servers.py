@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from jobs import placed
 from jobs.loading import load_settings
 from jobs.output import Json, emit, emit_fields, say
 from pipeline.errors import DependencyDown, DiskFull, OncesignError, SettingError, UsageError
@@ -20,6 +21,7 @@ from pipeline.local.stack import Stack
 from pipeline.settings import Settings
 
 MEMBERS: Final = (1, 3)
+PLACED_EXAMINATIONS: Final = {"etcd": placed.etcd, "key-encryption key": placed.key_encryption_key}
 FREE_BYTES_MIN: Final = 1024**3
 
 
@@ -29,8 +31,15 @@ def up(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Start etcd, PostgreSQL and Kafka in the data directory, those that no setting replaces."""
+    """Start etcd, PostgreSQL and Kafka in the data directory, those that no setting replaces.
+
+    On a cluster with node groups (ONCESIGN_POOL__PLACED): start the key manager, and wait until it leads.
+    """
     settings = load_settings()
+    if settings.pool.placed:
+        emit_fields(asyncio.run(placed.lead(settings)), as_json=json)
+        say("Next: oncesign migrate, then oncesign keys create --count 16, oncesign stock, python -m jobs.sign")
+        return
     if members is not None and members not in MEMBERS:
         raise UsageError(f"--members is {members}; it can be 1 or 3.")
     bring_up(settings, members)
@@ -72,10 +81,16 @@ def addresses(settings: Settings) -> dict[str, Any]:
 
 
 def down() -> None:
-    """Stop Ray and the embedded servers of the data directory; the data stays."""
+    """Stop Ray and the embedded servers of the data directory; the data stays.
+
+    On a cluster with node groups: drain the pipeline and end its actors, the key manager last.
+    """
     from actors import cluster
 
     settings = load_settings()
+    if settings.pool.placed:
+        say(f"ended: {', '.join(placed.end(settings)) or 'nothing was running'}")
+        return
     if not settings.data_dir.exists():
         say("nothing was running")
         return
@@ -88,6 +103,10 @@ def down() -> None:
 def status(json: Json = False) -> None:
     """Show what runs: servers, the pipeline, its keys, streams and halts."""
     settings = load_settings()
+    if settings.pool.placed:
+        found = {"deployment": settings.deployment, "actors": placed.actors(settings)}
+        emit_fields(found | _overview(settings), as_json=json)
+        return
     record = Stack(settings.data_dir).status()
     running = sorted(record.running())
     fields: dict[str, Any] = {
@@ -102,14 +121,18 @@ def status(json: Json = False) -> None:
 
 def _pipeline_fields(settings: Settings) -> dict[str, Any]:
     from actors import cluster
-    from jobs.overview import overview
 
     head = cluster.running(settings.data_dir)
-    fields: dict[str, Any] = {"dashboard": head.dashboard if head else None}
+    return {"dashboard": head.dashboard if head else None} | _overview(settings)
+
+
+def _overview(settings: Settings) -> dict[str, Any]:
+    from jobs.overview import overview
+
     try:
-        return fields | asyncio.run(overview(resolve(settings)))
+        return asyncio.run(overview(resolve(settings)))
     except OncesignError as error:
-        return fields | {"pipeline": f"cannot be read: {error}"}
+        return {"pipeline": f"cannot be read: {error}"}
 
 
 def doctor(json: Json = False) -> None:
@@ -118,7 +141,7 @@ def doctor(json: Json = False) -> None:
 
     settings = load_settings()
     failures = []
-    for name, examine in EXAMINATIONS.items():
+    for name, examine in (EXAMINATIONS | (PLACED_EXAMINATIONS if settings.pool.placed else {})).items():
         verdict = _examined(examine, settings)
         if verdict["verdict"] != "ok":
             failures.append(name)

@@ -124,9 +124,21 @@ class PoolSettings(Section):
     readers: int = Field(1, ge=1)
     consumers: int = Field(1, ge=1)
     signers: int = Field(0, ge=0, description="0 = one per core")
+    signers_max: int = Field(0, ge=0, description="with `placed`: as many while batches wait; 0 = always `signers`")
+    placed: bool = Field(
+        default=False,
+        description="on a cluster with node groups that offer the Ray resources key_manager, signers and io: put each "
+        "actor into its group, detached from the job",
+    )
     batches_per_signer: int = Field(2, ge=1, description="given to one signer at once, so that it never waits")
     buffered_batches_max: int = Field(16, ge=1, description="per partition in a consumer")
     round_bytes_max: int = Field(16 * 1024 * 1024, ge=1024 * 1024, description="published in one Kafka transaction")
+
+    @model_validator(mode="after")
+    def _placed_signers_are_counted(self) -> Self:
+        if self.placed and not self.signers:
+            raise ValueError("placed needs a number of signers: the cores of one node say nothing of a cluster's")
+        return self
 
 
 class SigningSettings(Section):

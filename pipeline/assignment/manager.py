@@ -255,6 +255,11 @@ class KeyManager:
         self._leading()
         return [self._view.streams[stream].record for stream in sorted(self._view.streams)]
 
+    def view(self) -> View:
+        """All that etcd holds, as it is believed to be. Raises NotLeader."""
+        self._leading()
+        return self._view
+
     def status(self) -> dict[str, Any]:
         """Counts for people and metrics."""
         now_s = self._clock.monotonic_s()

@@ -35,7 +35,7 @@ async def test_a_postgres_that_is_away_is_told_once_and_waited_for(
         return SIGNED
 
     monkeypatch.setattr("actors.composition.total", total)
-    driver = Driver(Settings(), Wish(until_drained=False, verify=False))
+    driver = Driver(Settings(), Wish(until_drained=False, verify=False), "job")
     ledger = cast("PostgresLedger", Ledger())
     for _ in range(3):
         await driver._count(ledger, PipelineStatus())

@@ -1,0 +1,100 @@
+"""The actors under supervision: how each is given its work, and started again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from actors import composition
+from actors.clients import ask
+from actors.crew import Crew
+from actors.host import StageState, StageStatus
+from actors.key_manager import NAME as KEY_MANAGER
+from actors.names import CALL_TIMEOUT_S, START_TIMEOUT_S
+from pipeline.errors import OncesignError
+from pipeline.settings import Settings
+
+log = logging.getLogger(__name__)
+
+RESTART_FIRST_S: Final = 0.5
+RESTART_LONGEST_S: Final = 15.0
+HEALTHY_AFTER_S: Final = 30.0
+"""A stage that ran this long starts over with the shortest pause."""
+
+
+@dataclass(slots=True)
+class Member:
+    """One actor under supervision."""
+
+    name: str
+    actor: Any
+    start: Callable[[], Awaitable[None]]
+    status: StageStatus | None = None
+    pause_s: float = RESTART_FIRST_S
+    started_s: float = 0.0
+    starts: int = 0
+    answered: bool = False
+    leaving: str = ""  #: the Ray node that is about to end, where it is not started again
+
+    @property
+    def leaves(self) -> bool:
+        """Whether it is still on a node that is about to end."""
+        return self.status is not None and bool(self.leaving) and self.status.ray_node == self.leaving
+
+    async def look(self, now_s: float) -> None:
+        """Ask how it is, and start it when it does not run and its pause is over."""
+        timeout_s = CALL_TIMEOUT_S if self.answered else START_TIMEOUT_S
+        try:
+            self.status = await ask(self.actor.status.remote(), timeout_s, self.name)
+            self.answered = True
+            idle = self.status.state is not StageState.RUNNING and not self.status.fatal
+            if idle and not self.leaves:
+                await self._start(now_s)
+        except OncesignError as error:
+            log.warning("%s: failed: %s", self.name, error)
+            self.answered = False
+
+    async def _start(self, now_s: float) -> None:
+        if self.starts and now_s - self.started_s < self.pause_s:
+            return
+        longer = min(self.pause_s * 2, RESTART_LONGEST_S)
+        self.pause_s = RESTART_FIRST_S if now_s - self.started_s > HEALTHY_AFTER_S else longer
+        self.started_s = now_s
+        self.starts += 1
+        await self.start()
+
+
+def members(settings: Settings, crew: Crew) -> list[Member]:
+    """Every actor of the crew with how it is given its work."""
+    found = [Member(KEY_MANAGER, crew.key_manager, nothing)]
+    found += [signing(name, actor) for name, actor in crew.signers.items()]
+    for place, reader in zip(composition.reader_places(settings), crew.readers, strict=True):
+        start = partial(reader.start.remote, settings, place.source, place.shards, crew.key_manager)
+        found.append(Member(place.name, reader, start))
+    for slot, consumer in enumerate(crew.consumers):
+        start = partial(consumer.start.remote, settings, crew.key_manager, crew.signers)
+        found.append(Member(f"consumer-{slot}", consumer, start))
+    if crew.verifier is not None:
+        found.append(Member("tx-verifier", crew.verifier, partial(crew.verifier.start.remote, settings)))
+    return found
+
+
+def merged(found: list[Member], count: str) -> dict[str, Any]:
+    """One mapping out of each member's."""
+    together: dict[str, Any] = {}
+    for member in found:
+        if member.status is not None:
+            together |= member.status.counts.get(count, {})
+    return together
+
+
+def signing(name: str, actor: Any) -> Member:
+    """A signer; it needs no work to be given."""
+    return Member(name, actor, nothing)
+
+
+async def nothing() -> None:
+    """For an actor that starts by being asked how it is."""

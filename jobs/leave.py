@@ -1,0 +1,55 @@
+"""`python -m jobs.leave`: what a pod runs before it ends (a preStop hook of its container).
+
+The actors on this Ray node finish what they hold: readers their batch, consumers the rounds whose batches have a key;
+a key manager gives up its lead, so that the next need not wait for its lease. A pod that is killed instead loses
+nothing; the others wait a few seconds longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Final
+
+import ray
+
+from actors import names
+from actors.clients import ask
+from actors.host import ray_node
+from actors.key_manager import NAME as KEY_MANAGER
+from actors.supervisor import NAME as SUPERVISOR
+from jobs.desk import connect
+from jobs.loading import load_settings
+from pipeline.errors import OncesignError
+from pipeline.settings import Settings
+
+LEAVE_TIMEOUT_S: Final = 45.0
+"""Less than the pods' terminationGracePeriodSeconds, which is 60 at least."""
+
+
+async def leave(settings: Settings, node: str) -> None:
+    """What runs on that Ray node leaves it. Raises RuntimeFault, RayUnavailable."""
+    running = names.running(settings.deployment)
+    if SUPERVISOR in running:
+        supervisor = names.find(SUPERVISOR, settings.deployment)
+        await ask(supervisor.leave.remote(node), LEAVE_TIMEOUT_S, SUPERVISOR)
+    elif KEY_MANAGER in running:
+        manager = names.find(KEY_MANAGER, settings.deployment)
+        if (await ask(manager.status.remote(), LEAVE_TIMEOUT_S, KEY_MANAGER)).ray_node == node:
+            await ask(manager.leave.remote(), LEAVE_TIMEOUT_S, KEY_MANAGER)
+
+
+def main() -> None:
+    """Exit code 0 also when nothing could be asked: the pod ends anyway."""
+    try:
+        settings = load_settings()
+        connect(settings)
+        asyncio.run(leave(settings, ray_node()))
+    except OncesignError as error:
+        sys.stderr.write(f"error: {error}\n")
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
