@@ -41,6 +41,7 @@ class TwinTransaction:
 
     def __init__(self, source: TwinSource) -> None:
         self._source = source
+        self._server = source.server
         self._xid = 0
         self._rows: list[StoredRow] = []
 
@@ -52,13 +53,17 @@ class TwinTransaction:
         self._rows.append(StoredRow(cursor, row))
         return cursor.id
 
-    def commit(self) -> None:
-        """All of its rows are there."""
+    def commit(self) -> bool:
+        """All of its rows are there; False, and none of them, when its server is gone."""
+        if self._server != self._source.server:
+            return False
         self._source.ended(self._xid, self._rows)
+        return True
 
     def rollback(self) -> None:
         """None of its rows ever was; their ids stay used."""
-        self._source.ended(self._xid, [])
+        if self._server == self._source.server:
+            self._source.ended(self._xid, [])
 
 
 @dataclass(slots=True)
@@ -72,6 +77,7 @@ class TwinSource:
     running: set[int] = field(default_factory=set)
     xid: int = FIRST_XID
     used_ids: int = 0
+    server: int = 0  #: which one answers; transactions end with theirs
 
     # ── as a client that inserts sees it ─────────────────────────────────────────────────────────────────────────────
 
@@ -96,6 +102,11 @@ class TwinSource:
         """From the table's sequence, which no rollback sets back."""
         self.used_ids += 1
         return self.used_ids
+
+    def fail_over(self) -> None:
+        """Another server answers from here on; what was under way on the last one will never be committed."""
+        self.server += 1
+        self.running.clear()
 
     def ended(self, xid: int, rows: Sequence[StoredRow]) -> None:
         """A transaction is over; `rows` are what it committed."""

@@ -57,6 +57,7 @@ class TwinEtcd:
     late: deque[Txn] = field(default_factory=deque)
     applied: int = 0  #: transactions whose THEN branch ran
     down: bool = False
+    restores: int = 0
 
     def commit(self, txn: Txn) -> TxnResult:
         """Apply a transaction at once. Raises OncesignError for one that etcd refuses."""
@@ -120,6 +121,7 @@ class TwinEtcd:
 
     def restore(self, backup: TwinEtcd) -> None:
         """Go back to a backup: revisions too; leases start anew (etcd docs: disaster recovery)."""
+        self.restores += 1
         self.revision, self.stored = backup.revision, dict(backup.stored)
         now_s = self.clock.monotonic_s()
         self.leases = {lease: replace(held, ends_s=now_s + held.ttl_s) for lease, held in backup.leases.items()}

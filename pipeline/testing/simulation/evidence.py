@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
-from typing import Final
+from typing import Final, cast
 
 from pipeline.assignment.paths import Paths
 from pipeline.assignment.records import KeyState
@@ -41,7 +41,15 @@ def unsettled(cluster: Cluster) -> str:
 def breaches_always(cluster: Cluster) -> Iterator[str]:
     """What is forbidden at any moment and after any disaster."""
     yield from breaches_of_signing(cluster.history.signatures)
-    yield from breaches_of_order(cluster.history.lent)
+    yield from breaches_of_order([loan for loan in cluster.history.lent if _binds(cluster, loan[2])])
+
+
+def _binds(cluster: Cluster, lent: Lent) -> bool:
+    """Whether a loan is for ever: one that a restored etcd has forgotten binds only if the ledger has it."""
+    if not cluster.etcd.restores:
+        return True
+    sworn = cluster.ledger.rows.get(cast("tuple[Stream, int]", lent.batch))
+    return sworn is not None and _lent_of(sworn) == lent
 
 
 def stuck(cluster: Cluster) -> Iterator[str]:

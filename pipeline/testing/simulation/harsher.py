@@ -219,6 +219,7 @@ class HarshNemesis(Nemesis):
     def __init__(self, cluster: HarshCluster, rng: random.Random, deed: str = "") -> None:
         self._harsh = cluster
         self._deeds_under_way: list[asyncio.Task[None]] = []
+        self._over = False
         super().__init__(cluster, rng)
         if deed:
             self._disasters = [getattr(self, f"_{deed}")]
@@ -232,6 +233,7 @@ class HarshNemesis(Nemesis):
     def end(self) -> None:
         """See Nemesis. Torn markers become whole in their own time."""
         super().end()
+        self._over = True
         for process in self._harsh.doubles:
             process.kill()
 
@@ -353,7 +355,7 @@ class HarshNemesis(Nemesis):
         while harsh.etcd.get(evidence.PATHS.leader) is None:
             await harsh.clock.sleep(crashes.LOOK_S)
         sleeper = harsh.member("key-manager").process
-        if sleeper is None or sleeper.dead:
+        if sleeper is None or sleeper.dead or self._over:
             return
         sleeper.freeze()
         self._later(OVERSLEPT_S, sleeper.thaw)
@@ -369,6 +371,7 @@ class HarshNemesis(Nemesis):
         self._disaster("postgres", "the source is another Postgres, restored from an older dump")
 
         def replaced() -> None:
+            source.fail_over()
             kept = sorted(source.rows)[: len(source.rows) // 2]
             source.rows = {tx_id: source.rows[tx_id] for tx_id in kept}
             source.system, source.used_ids = OTHER_SYSTEM, max(kept, default=0)

@@ -225,6 +225,7 @@ class Nemesis:
         if self._rows is not None:
             self._disaster("postgres", "it fails over to a standby without the last commits")
             source, ledger = self._cluster.source, self._cluster.ledger
+            source.fail_over()
             source.xid = self._rows.xid
             _set_back(source.rows, self._rows.source)
             _set_back(ledger.rows, self._rows.ledger)

@@ -37,6 +37,7 @@ async def _transact(source: TwinSource, rng: random.Random, story: Story) -> Non
     if rng.random() < ROLLBACK_SHARE:
         transaction.rollback()
         story.tell("client", f"rolls back rows {ids}")
-    else:
-        transaction.commit()
+    elif transaction.commit():
         story.tell("client", f"commits rows {ids}")
+    else:
+        story.tell("client", f"cannot commit rows {ids}: their server is gone")
