@@ -4,7 +4,9 @@
     ├── UsageError                exit 2   the caller can mend it
     │   ├── SettingError                   which setting, why, what to do
     │   ├── SecretFileError                a KEK, keystore or password file
-    │   └── InputFileError                 rows of a user's file
+    │   ├── InputFileError                 rows of a user's file
+    │   ├── KeyNotInPool                   no such key on that chain
+    │   └── NotReleasable                  a worker does not hold this batch, or nobody signed it
     ├── DependencyDown            exit 3   which dependency, where, what was tried
     │   ├── StoreUnavailable               etcd
     │   ├── BusUnavailable                 Kafka
@@ -82,6 +84,24 @@ class SecretFileError(UsageError):
 
 class InputFileError(UsageError):
     """A file of rows cannot be used."""
+
+
+class KeyNotInPool(UsageError):
+    """The pool of this chain has no such key."""
+
+    def __init__(self, chain_id: int, address: str) -> None:
+        self.chain_id = chain_id
+        self.address = address
+        super().__init__(f"{address} is not in the pool of chain {chain_id}.", hint="See: oncesign keys list")
+
+
+class NotReleasable(UsageError):
+    """A batch is not this worker's to release."""
+
+    def __init__(self, stream: str, seq: int, why: str) -> None:
+        self.stream = stream
+        self.seq = seq
+        super().__init__(f"batch {seq} of {stream} {why}.", hint="Nothing was released.")
 
 
 class DependencyDown(OncesignError):

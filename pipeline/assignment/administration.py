@@ -9,7 +9,7 @@ from typing import Final
 from pipeline.assignment.plan import Plan
 from pipeline.assignment.records import NOWHERE, Assignment, KeyRecord, KeyState, StreamRecord
 from pipeline.assignment.view import Guard, View
-from pipeline.errors import UsageError
+from pipeline.errors import KeyNotInPool, UsageError
 from pipeline.stream import Stream
 
 LOST_MAX: Final = 100
@@ -71,11 +71,11 @@ def plan_import(view: View, guard: Guard, keys: Sequence[tuple[int, str, bytes, 
 def plan_change(
     view: View, guard: Guard, chain_id: int, address: str, change: Callable[[KeyRecord], KeyRecord], now_ms: int
 ) -> Plan:
-    """`disabled` or `enabled` for one key. Raises UsageError for a key that is not there."""
+    """`disabled` or `enabled` for one key. Raises KeyNotInPool."""
     plan = Plan(guard, view)
     key = plan.key(chain_id, address)
     if key is None:
-        raise UsageError(f"{address} is not in the pool of chain {chain_id}.", hint="See: oncesign keys list")
+        raise KeyNotInPool(chain_id, address)
     changed = change(key)
     if changed.state is not key.state:
         changed = replace(changed, since_unix_ms=max(now_ms, view.latest_ms))

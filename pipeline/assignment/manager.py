@@ -12,7 +12,6 @@ import os
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -31,12 +30,13 @@ from pipeline.assignment.administration import (
 from pipeline.assignment.kept import KeptKey, kept_of
 from pipeline.assignment.leadership import Claim, Leadership
 from pipeline.assignment.paths import Paths
+from pipeline.assignment.pending import Command, Pending, Queued
 from pipeline.assignment.plan import Plan
 from pipeline.assignment.records import Assignment, KeyRecord, KeyState, Leader, StreamRecord
-from pipeline.assignment.rules import Assigning, plan_release
+from pipeline.assignment.rules import Assigning, plan_release, plan_release_held
 from pipeline.assignment.view import Guard, View
 from pipeline.assignment.writing import send
-from pipeline.errors import NotLeader, OncesignError, StoreUnavailable, StreamHalted, UsageError
+from pipeline.errors import NotLeader, NotReleasable, OncesignError, StoreUnavailable, StreamHalted, UsageError
 from pipeline.ports import AssignReply, AssignRequest, Clock, Ledger, Store, TxnResult, Waiting
 from pipeline.settings import Settings
 from pipeline.stream import Stream
@@ -52,24 +52,6 @@ QUEUE_MAX: Final = 1024
 REPLANS_MAX: Final = 5
 IDLE_S: Final = 0.25
 """How often the writer looks for requests whose deadline has passed."""
-
-
-@dataclass(slots=True, eq=False)
-class Pending:
-    """A request that waits for its reply."""
-
-    request: AssignRequest
-    reply: asyncio.Future[AssignReply]
-    since_s: float
-    deadline_s: float
-
-
-@dataclass(slots=True, eq=False)
-class Command:
-    """A write that is not an assignment: it plans against the view when its turn comes."""
-
-    plan: Callable[[View, Guard], Plan]
-    done: asyncio.Future[None]
 
 
 class KeyManager:
@@ -96,6 +78,7 @@ class KeyManager:
         self._claim: Claim | None = None
         self._stale = False
         self._lost = False
+        self._trouble: OncesignError | None = None
         self._pending: deque[Pending] = deque()
         self._commands: deque[Command] = deque()
         self._wake = asyncio.Event()
@@ -189,6 +172,17 @@ class KeyManager:
             part = batches[start : start + GROUP_MAX]
             await self._do(partial(plan_release, batches=part, now_ms=self._clock.unix_ms()))
 
+    async def release_held(self, batches: Sequence[tuple[Stream, int]], worker: str) -> None:
+        """Release, all or nothing, what this very worker holds; what is released already is left out.
+
+        For workers of which nothing is known: one that frees the key of a batch which the ledger does not have would
+        make the next key manager halt. At most GROUP_MAX batches. Raises NotReleasable.
+        """
+        for stream, seq in batches:
+            if (stream, seq) in self.view().assignments and await self._ledger.entry(stream, seq) is None:
+                raise NotReleasable(str(stream), seq, "is not in the signing ledger, so nobody has signed it")
+        await self._do(partial(plan_release_held, batches=batches, worker=worker, now_ms=self._clock.unix_ms()))
+
     async def halt(self, stream: Stream, reason: str) -> None:
         """See ports.Assigner."""
         await self._do(partial(plan_halt, stream=stream, reason=reason))
@@ -255,6 +249,16 @@ class KeyManager:
         self._leading()
         return [self._view.streams[stream].record for stream in sorted(self._view.streams)]
 
+    def list_queue(self) -> list[Queued]:
+        """Who waits for a key, first come first."""
+        now_s = self._clock.monotonic_s()
+        return [Queued(pending.request, now_s - pending.since_s) for pending in self._pending]
+
+    @property
+    def trouble(self) -> OncesignError | None:
+        """What kept it from its last write, until one succeeds."""
+        return self._trouble
+
     def view(self) -> View:
         """All that etcd holds, as it is believed to be. Raises NotLeader."""
         self._leading()
@@ -285,13 +289,14 @@ class KeyManager:
                 if self._stale:
                     await self._reload()
                 progressed = await self._run_command() or await self._run_group()
+                self._trouble = None
             except NotLeader as error:
                 self._lose(error.message.rstrip("."))
                 return
             except OncesignError as error:
                 log.warning("key manager: failed: %s", error)
                 self._fail_all(error)
-                self._stale = True
+                self._stale, self._trouble = True, error
                 await self._clock.sleep(IDLE_S)
                 continue
             if not progressed:
@@ -320,9 +325,9 @@ class KeyManager:
         try:
             await self._carry_out(lambda: command.plan(self._view, self._leading()))
         except UsageError as error:
-            _settle(command.done, error)
+            command.settle(error)
         else:
-            _settle(command.done, None)
+            command.settle(None)
         self._commands.popleft()
         return True
 
@@ -415,13 +420,4 @@ class KeyManager:
             if not waiting.reply.done():
                 waiting.reply.set_exception(error)
         for command in commands:
-            _settle(command.done, error)
-
-
-def _settle(done: asyncio.Future[None], error: OncesignError | None) -> None:
-    if done.done():
-        return
-    if error is None:
-        done.set_result(None)
-    else:
-        done.set_exception(error)
+            command.settle(error)

@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 from pipeline.assignment.plan import Plan
 from pipeline.assignment.records import Assignment, Holder, KeyRecord, KeyState, StreamRecord
 from pipeline.assignment.view import Guard, View, turn
+from pipeline.errors import NotReleasable
 from pipeline.ports import Assigned, AssignReply, AssignRequest, Published, Refused, Waiting
 from pipeline.stream import Stream
 
@@ -196,6 +197,15 @@ def plan_release(view: View, guard: Guard, batches: Sequence[Batch], now_ms: int
         if key is not None and is_locked_for(key, assignment):
             plan.put(_freed(key, now_ms))
     return plan
+
+
+def plan_release_held(view: View, guard: Guard, batches: Sequence[Batch], worker: str, now_ms: int) -> Plan:
+    """The same for what one worker holds. Raises NotReleasable for a batch that another has."""
+    for stream, seq in batches:
+        held = view.assignments.get((stream, seq))
+        if held is not None and held.record.worker != worker:
+            raise NotReleasable(str(stream), seq, f"is held by {held.record.worker}, not by {worker}")
+    return plan_release(view, guard, batches, now_ms)
 
 
 def _freed(key: KeyRecord, now_ms: int) -> KeyRecord:
