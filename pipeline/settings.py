@@ -148,6 +148,21 @@ class SigningSettings(Section):
     check_all: bool = False
 
 
+class ServiceSettings(Section):
+    """The key manager over HTTP; see docs/key-manager.md."""
+
+    host: str = Field("0.0.0.0", description="address to listen on")  # noqa: S104 - every request needs the token
+    port: int = Field(0, ge=0, le=65535, description="0 = no service")
+    token_file: Path | None = Field(None, description="the bearer token, at least 16 characters")
+    body_max_bytes: int = Field(1024 * 1024, ge=4 * 1024, le=16 * 1024 * 1024, description="of one request")
+
+    @model_validator(mode="after")
+    def _port_has_a_token(self) -> Self:
+        if self.port and self.token_file is None:
+            raise ValueError("a port needs a token_file")
+        return self
+
+
 class Settings(BaseSettings):
     """All settings, from ONCESIGN_ variables and defaults."""
 
@@ -170,6 +185,7 @@ class Settings(BaseSettings):
     reader: ReaderSettings = Field(ReaderSettings(), validate_default=True)
     pool: PoolSettings = PoolSettings()
     signing: SigningSettings = SigningSettings()
+    service: ServiceSettings = ServiceSettings()
 
     @field_validator("sources")
     @classmethod

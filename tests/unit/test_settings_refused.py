@@ -23,6 +23,8 @@ CASES = [
     ("ONCESIGN_KAFKA__SECURITY_PROTOCOL", "FOO", "ONCESIGN_KAFKA__SECURITY_PROTOCOL: input should be 'PLAINTEXT'"),
     ("ONCESIGN_KAFKA__TOPIC_PREFIX", "a b", "ONCESIGN_KAFKA__TOPIC_PREFIX: "),
     ("ONCESIGN_KAFKA__MESSAGE_MAX_BYTES", "400000", "ONCESIGN_READER: batch_bytes_max + 65536 must not exceed"),
+    ("ONCESIGN_SERVICE__PORT", "8080", "ONCESIGN_SERVICE: a port needs a token_file"),
+    ("ONCESIGN_SERVICE__PORT", "70000", "ONCESIGN_SERVICE__PORT: input should be less than or equal to 65535"),
     (SOURCES, "x", "ONCESIGN_SOURCES: is not JSON."),
     (SOURCES, "[]", "ONCESIGN_SOURCES: list should have at least 1 item"),
     (SOURCES, '[{"name":"UPPER"}]', "ONCESIGN_SOURCES: 0: name: lower-case letters"),

@@ -1,0 +1,1 @@
+"""The key manager over HTTP, for clients in any language. docs/key-manager.md is its manual."""
