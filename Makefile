@@ -5,6 +5,9 @@
 
 TX ?= 100000
 HOURS ?= 1
+IMAGE ?= docker build -f kuberay/Dockerfile --target demo -t oncesign:demo .
+LOAD ?= true
+ROUNDS ?= 1
 SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,10 +17,10 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	{ command -v "$$p"; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test proof lint lock clean
+.PHONY: help setup demo test proof image test-kube lint lock clean
 
 help:  ## Show the targets.
-	@sed -n 's/^\([a-z]*\):.*##/  make \1 /p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*##/  make \1 /p' Makefile
 
 setup: $(STAMP)  ## Install the Python packages into .venv.
 
@@ -43,6 +46,12 @@ proof: $(STAMP)  ## Run every layer of docs/proof.md for long: HOURS=1 for chaos
 	@$(BIN)/oncesign chaos --minutes $$(( $(HOURS) * 30 ))
 	@$(BIN)/oncesign simulate --minutes $$(( $(HOURS) * 30 )) --first $$(date +%s) --workers 2
 
+image:  ## Build oncesign:demo, the image of kuberay/ with the demo's servers; IMAGE="…" is another way to build it.
+	@$(IMAGE)
+
+test-kube: $(STAMP)  ## Sign on the cluster of KUBECONFIG, and delete its pods; LOAD="kind load docker-image oncesign:demo" ROUNDS=1.
+	@$(BIN)/python -m tests.kube --image '$(IMAGE) && $(LOAD)' --rounds $(ROUNDS)
+
 lint: $(STAMP)  ## Check style, types, layers and sizes.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -54,6 +63,9 @@ lock: $(STAMP)  ## Compile requirements.lock from pyproject.toml.
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
 	@$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links --extra local \
 		--extra dev --python-version 3.11 --no-header pyproject.toml -o requirements.lock
+	@for image in requirements "requirements-demo --extra local"; do set -- $$image; \
+		$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links $$2 $$3 \
+			--constraint requirements.lock --python-version 3.11 --no-header pyproject.toml -o kuberay/$$1.lock; done
 
 clean:  ## Stop the embedded servers and remove the demo's data.
 	@test ! -x $(BIN)/oncesign || $(BIN)/oncesign down
