@@ -21,6 +21,9 @@ KUBERAY: Final = ROOT / "kuberay"
 OVERLAYS: Final = tuple(sorted(str(path.parent.relative_to(KUBERAY)) for path in KUBERAY.rglob("kustomization.yaml")))
 """Every folder that somebody may apply by itself, the base included: an error there is an error in all."""
 
+JOBS: Final = tuple(sorted(path.name for path in (KUBERAY / "jobs").glob("*.yaml")))
+"""Files that are applied one by one."""
+
 SOURCES: Final = ("main.go", "go.mod", "go.sum")
 RENDER_TIMEOUT_S: Final = 60
 
@@ -28,6 +31,13 @@ RENDER_TIMEOUT_S: Final = 60
 def render(overlay: str) -> list[Manifest]:
     """The objects of an overlay, a copy that the caller may change. Raises RuntimeFault."""
     return deepcopy(_render(overlay))
+
+
+def job(name: str) -> Manifest:
+    """The one object of a file of JOBS."""
+    (item,) = yaml.safe_load_all((KUBERAY / "jobs" / name).read_bytes())
+    made: Manifest = item
+    return made
 
 
 def named(objects: list[Manifest], kind: str, name: str | None = None) -> Manifest:

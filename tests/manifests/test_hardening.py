@@ -13,7 +13,7 @@ from tests.manifests.hardening import account_tokens, restricted, told, unbounde
 from tests.manifests.parties import RAY
 from tests.manifests.planted import ray_cluster
 from tests.manifests.pods import Pod, pods
-from tests.manifests.rendered import OVERLAYS, Manifest, named, of_kind, render
+from tests.manifests.rendered import JOBS, OVERLAYS, Manifest, job, named, of_kind, render
 
 APPLIED: Final = ("overlays/demo", "overlays/production")
 SERVERS: Final = ("etcd", "pgsql", "kafka", "redis")
@@ -99,6 +99,15 @@ def test_no_pod_talks_to_the_api_server_but_the_autoscaler(overlay: str) -> None
         if mount["mountPath"].startswith("/var/run/secrets/kubernetes.io")
     }
     assert holders == ({("head", "autoscaler")} if overlay == "overlays/production" else set())
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_submitter_holds_nothing_and_is_known_to_the_policies(name: str) -> None:
+    item = job(name)
+    (pod,) = pods([item])
+    assert restricted(pod) + writable(pod) + account_tokens(pod) + unbounded(pod, guaranteed=False) + told(item) == []
+    assert pod.secrets() == set()
+    assert pod.labels == {"oncesign.io/role": "submitter"}
 
 
 def test_what_runs_is_bounded_and_in_production_guaranteed() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.manifests import modules, schemas
 from tests.manifests.kuberay_rules import refusals
 from tests.manifests.planted import changed, policy, ray_cluster, ray_job
-from tests.manifests.rendered import OVERLAYS, Manifest, built_kustomize, render, title
+from tests.manifests.rendered import JOBS, OVERLAYS, Manifest, built_kustomize, job, named, render, title
 from tests.manifests.structural import Structure
 
 pytestmark = pytest.mark.timeout(900)  # the first run downloads schemas
@@ -70,6 +70,15 @@ def test_core_kinds_fit_kubernetes(overlay: str) -> None:
             assert held(schemas.of_monitoring(item), item) == []
         elif not item["apiVersion"].startswith("ray.io/"):
             assert held(schemas.of_core(item), item) == []
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_fits_each_version_of_kuberay_and_its_cluster(name: str) -> None:
+    item = job(name)
+    assert found_by_each(item) + refusals(item) == []
+    cluster = named(render("overlays/demo"), "RayCluster")["metadata"]
+    assert item["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["name"]}
+    assert item["metadata"]["namespace"] == cluster["namespace"]
 
 
 def test_the_kustomize_that_we_build_renders_too() -> None:
