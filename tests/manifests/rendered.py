@@ -76,6 +76,10 @@ def _kustomize() -> list[str]:
 
 def built_kustomize() -> Path:
     """Raises RuntimeFault."""
-    sources = Path(__file__).with_name("kustomize")
-    contents = {name: (sources / name).read_bytes() for name in SOURCES}
-    return toolchain.program("kustomize", contents, "building kustomize from its Go module, once (about a minute)")
+    return built("kustomize")
+
+
+def built(name: str) -> Path:
+    """The program that a folder beside this file makes, built once. Raises RuntimeFault."""
+    contents = {file: (Path(__file__).with_name(name) / file).read_bytes() for file in SOURCES}
+    return toolchain.program(name, contents, f"building {name} from its Go modules, once (about a minute)")
