@@ -28,6 +28,8 @@ from pipeline.assignment.manager import KeyManager
 from pipeline.clock import SystemClock
 from pipeline.custody.sealing import Kek
 from pipeline.ports import Assigner, Signers
+from pipeline.service.desk import Leading
+from pipeline.service.server import Server
 from pipeline.settings import ENV_PREFIX, Settings, SourceSettings
 from pipeline.stages import preparation
 from pipeline.stages.admission import Admission
@@ -169,6 +171,15 @@ async def key_manager(settings: Settings, fence_lost: Callable[[], None]) -> Key
     manager = KeyManager(store, ledger, CLOCK, settings, fence_lost)
     await manager.start()
     return manager
+
+
+async def service(settings: Settings, leading: Leading) -> Server | None:
+    """The key manager's HTTP service, if there is a port for it. Raises SecretFileError, SettingError, RuntimeFault."""
+    if not settings.service.port:
+        return None
+    server = Server(leading, settings)
+    await server.start()
+    return server
 
 
 @asynccontextmanager

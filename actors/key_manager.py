@@ -21,6 +21,7 @@ from pipeline.assignment.view import View
 from pipeline.custody.sealing import Kek
 from pipeline.errors import NotLeader, OncesignError
 from pipeline.ports import AssignReply, AssignRequest
+from pipeline.service.server import Server
 from pipeline.settings import Settings
 from pipeline.stages import intake
 from pipeline.stream import Stream
@@ -40,6 +41,7 @@ class KeyManagerActor:
         self._settings = composition.here(settings)
         self._stamp = stamp
         self._manager: KeyManager | None = None
+        self._server: Server | None = None
         self._starting = asyncio.Lock()
         self._leaving = False
         # Ray makes it anew after its node died, perhaps while nobody asks: it leads again by itself.
@@ -137,9 +139,14 @@ class KeyManagerActor:
 
     async def drain(self) -> None:
         """Give up the leader record, so that the next key manager need not wait for the lease to end."""
+        server, self._server = self._server, None
         manager, self._manager = self._manager, None
+        if server is not None:
+            server.refuse()  # a request could make us lead again
         if manager is not None:
             await manager.stop()
+        if server is not None:
+            await server.stop()
 
     async def _started(self) -> KeyManager:
         # Not in __init__: an exception there would end the actor for good.
@@ -148,6 +155,8 @@ class KeyManagerActor:
                 raise NotLeader("this key manager's node is about to end.", hint="Another one will lead in a moment.")
             if self._manager is None:
                 composition.start_logging()
+                if self._server is None:  # before it leads: /readyz says why it does not
+                    self._server = await composition.service(self._settings, self._started)
                 self._manager = await composition.key_manager(self._settings, self._fence_lost)
             return self._manager
 
