@@ -15,6 +15,8 @@ from tests.manifests.planted import ray_cluster
 from tests.manifests.pods import Pod, pods
 from tests.manifests.rendered import JOBS, OVERLAYS, Manifest, job, named, of_kind, render
 
+pytestmark = pytest.mark.timeout(900)  # where there is no kubectl, the first run builds kustomize
+
 APPLIED: Final = ("overlays/demo", "overlays/production")
 SERVERS: Final = ("etcd", "pgsql", "kafka", "redis")
 """Of the demo; docs/security.md says why they keep the baseline only."""

@@ -14,6 +14,8 @@ from tests.manifests.pods import pods
 from tests.manifests.rendered import ROOT, Manifest, named, of_kind, render
 from tests.unit.service_world import opened
 
+pytestmark = pytest.mark.timeout(900)  # where there is no kubectl, the first run builds kustomize
+
 OVERLAY: Final = "monitoring"
 PAGE: Final = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 OURS: Final = re.compile(r"\boncesign_[a-z_]+")

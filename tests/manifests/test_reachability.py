@@ -11,6 +11,8 @@ from tests.manifests.planted import policy
 from tests.manifests.reachability import Network, Party, elsewhere, matches, text
 from tests.manifests.rendered import Manifest, named, render
 
+pytestmark = pytest.mark.timeout(900)  # where there is no kubectl, the first run builds kustomize
+
 APPLIED = ("overlays/demo", "overlays/production")
 
 
