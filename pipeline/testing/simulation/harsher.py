@@ -38,6 +38,7 @@ from pipeline.testing.simulation.nemesis import Nemesis
 from pipeline.testing.simulation.story import Story
 from pipeline.testing.simulation.weather import Weather
 from pipeline.testing.simulation.wire import Fate, Fates
+from pipeline.testing.simulation.workload import insert
 from pipeline.testing.store import TwinEtcd, TwinStore
 from pipeline.testing.transaction import Coordinated
 from pipeline.testing.transactions import SOCKET_TIMEOUT_S
@@ -56,6 +57,10 @@ RETRY_BACKOFF_S: Final = 0.1
 OTHER_SYSTEM: Final = "7000000000000000002"
 SWAP_S: Final = 1.5
 """Longer than a reader waits between two looks: all of them see their connections break."""
+
+NEW_ROWS: Final = 4
+NEW_ROWS_S: Final = 1.0
+"""What clients insert into another Postgres, and within what time: ids that the last one had given, too."""
 
 TORN_S: Final = 9.0
 """Longer than the sweeper waits for an assignment and between two sweeps."""
@@ -376,6 +381,7 @@ class HarshNemesis(Nemesis):
             source.rows = {tx_id: source.rows[tx_id] for tx_id in kept}
             source.system, source.used_ids = OTHER_SYSTEM, max(kept, default=0)
             database.down = False
+            self._spawn(insert(source, self._rng, self._harsh.story, source.used_ids + NEW_ROWS, NEW_ROWS_S))
 
         self._later(SWAP_S, replaced)
 
