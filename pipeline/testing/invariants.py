@@ -7,7 +7,7 @@ addresses and row ids. Every function yields one line per breach, beginning with
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,15 +66,20 @@ def breaches_of_signing(signatures: Iterable[Signature]) -> Iterator[str]:
             yield f"I5: {made.transaction} was signed twice with different bytes"
 
 
-def breaches_of_order(assigned: Iterable[tuple[Hashable, int, Lent]]) -> Iterator[str]:
-    """I5 and I8, over the replies to every request for a key, in order: (stream, seq, what was lent)."""
+def breaches_of_order(
+    assigned: Iterable[tuple[Hashable, int, Lent]], binds: Callable[[Lent], bool] = lambda _: True
+) -> Iterator[str]:
+    """I5 and I8, over the replies to every request for a key, in order: (stream, seq, what was lent).
+
+    A loan that does not bind may be followed by another one for the same batch.
+    """
     heads: dict[Hashable, int] = defaultdict(int)
     first: dict[tuple[Hashable, int], Lent] = {}
     for stream, seq, lent in assigned:
         if seq > heads[stream] + 1:
             yield f"I8: batch {seq} of {stream} was assigned after batch {heads[stream]}"
         heads[stream] = max(heads[stream], seq)
-        other = first.setdefault((stream, seq), lent)
+        other = first.setdefault((stream, seq), lent) if binds(lent) else lent
         if other != lent:
             yield f"I5: batch {seq} of {stream} was lent {other} and then {lent}"
 

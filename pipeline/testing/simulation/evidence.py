@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
+from functools import partial
 from typing import Final, cast
 
 from pipeline.assignment.paths import Paths
@@ -41,7 +42,7 @@ def unsettled(cluster: Cluster) -> str:
 def breaches_always(cluster: Cluster) -> Iterator[str]:
     """What is forbidden at any moment and after any disaster."""
     yield from breaches_of_signing(cluster.history.signatures)
-    yield from breaches_of_order([loan for loan in cluster.history.lent if _binds(cluster, loan[2])])
+    yield from breaches_of_order(cluster.history.lent, partial(_binds, cluster))
 
 
 def _binds(cluster: Cluster, lent: Lent) -> bool:

@@ -371,19 +371,21 @@ class HarshNemesis(Nemesis):
 
     def _replace_postgres(self) -> None:
         """The source was restored from an older dump into another cluster, whose sequence gives the same ids again."""
-        source, database = self._harsh.source, self._harsh.database
-        database.down = True
         self._disaster("postgres", "the source is another Postgres, restored from an older dump")
+        self._spawn(self._replaced_postgres())
 
-        def replaced() -> None:
-            source.fail_over()
-            kept = sorted(source.rows)[: len(source.rows) // 2]
-            source.rows = {tx_id: source.rows[tx_id] for tx_id in kept}
-            source.system, source.used_ids = OTHER_SYSTEM, max(kept, default=0)
-            database.down = False
-            self._spawn(insert(source, self._rng, self._harsh.story, source.used_ids + NEW_ROWS, NEW_ROWS_S))
-
-        self._later(SWAP_S, replaced)
+    async def _replaced_postgres(self) -> None:
+        source, database = self._harsh.source, self._harsh.database
+        end_s = self._harsh.loop.time() + SWAP_S
+        while self._harsh.loop.time() < end_s:  # also when another outage ends meanwhile
+            database.down = True
+            await asyncio.sleep(crashes.LOOK_S * 100)
+        source.fail_over()
+        kept = sorted(source.rows)[: len(source.rows) // 2]
+        source.rows = {tx_id: source.rows[tx_id] for tx_id in kept}
+        source.system, source.used_ids = OTHER_SYSTEM, max(kept, default=0)
+        database.down = False
+        await insert(source, self._rng, self._harsh.story, source.used_ids + NEW_ROWS, NEW_ROWS_S)
 
 
 def run(seed: int, deed: str = "", *, told: bool = False) -> Verdict:
