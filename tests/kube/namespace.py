@@ -107,6 +107,7 @@ class Dashboard:
 
     def run(self, entry_point: str, timeout_s: float) -> str:
         """A job to its end; its log. Raises KubeError when it failed."""
+        until("the dashboard answers", lambda: bool(self._client()), timeout_s)
         job = self.submit(entry_point)
         until(f"{entry_point} ends", lambda: self.status(job) in ENDED, timeout_s)
         logs = self.logs(job)
