@@ -18,7 +18,6 @@ from actors.host import StageState, StageStatus
 from pipeline.assignment.manager import KeyManager
 from pipeline.assignment.records import Assignment, KeyRecord, StreamRecord
 from pipeline.assignment.view import View
-from pipeline.custody.sealing import Kek
 from pipeline.errors import NotLeader, OncesignError
 from pipeline.ports import AssignReply, AssignRequest
 from pipeline.service.server import Server
@@ -94,17 +93,17 @@ class KeyManagerActor:
 
     async def create_keys(self, chain_id: int, count: int) -> list[str]:
         """Make private keys, seal them here, and put them into the pool; their addresses. Raises SecretFileError."""
-        manager, kek = await self._started(), Kek.load(self._settings.kek_path)
-        intake.require_kek(manager.view(), kek)
+        manager = await self._started()
+        kek = intake.load_kek(self._settings.kek_path, manager.view())
         keys = intake.made(chain_id, count, kek)
         await manager.import_keys(keys)
         return [address for _, address, _, _ in keys]
 
     async def examine_kek(self) -> str:
         """That the key-encryption key opens every key that may be lent. Raises SecretFileError."""
-        manager, kek = await self._started(), Kek.load(self._settings.kek_path)
-        intake.require_kek(manager.view(), kek)
-        return f"KEK {kek.id.hex()} opens all {len(manager.view().sealed)} keys"
+        view = (await self._started()).view()
+        kek = intake.load_kek(self._settings.kek_path, view)
+        return f"KEK {kek.id.hex()} opens all {len(view.sealed)} keys"
 
     async def unhalt(self, stream: Stream) -> None:
         """Let a halted stream go on."""

@@ -101,7 +101,7 @@ async def pool_kek(settings: Settings) -> Kek:
     """
     from jobs.desk import etcd_view
     from pipeline.custody.sealing import Kek
-    from pipeline.stages.intake import require_kek
+    from pipeline.stages.intake import load_kek
 
     async with etcd_view(settings) as view:
         if settings.kek_file is None and not settings.kek_path.exists() and not view.sealed:
@@ -110,9 +110,7 @@ async def pool_kek(settings: Settings) -> Kek:
             kek = Kek.create(path)
             say(f"made a key-encryption key in {path}; keep a copy of it: without it no key can be opened")
             return kek
-        kek = Kek.load(settings.kek_path)
-        require_kek(view, kek)
-        return kek
+        return load_kek(settings.kek_path, view)
 
 
 async def _import(settings: Settings, keys: list[tuple[int, str, bytes, int]]) -> None:

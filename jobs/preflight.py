@@ -21,7 +21,6 @@ async def before_signing(settings: Settings) -> None:
     from jobs.desk import etcd_client
     from pipeline.assignment import startup
     from pipeline.assignment.paths import Paths
-    from pipeline.custody.sealing import Kek
     from pipeline.stages import intake
 
     paths = Paths(settings.deployment)
@@ -32,7 +31,7 @@ async def before_signing(settings: Settings) -> None:
     if leader is None:  # what a leader writes meanwhile would look like a contradiction
         await _require_agreement(settings, view, known=genesis is not None)
     require_keys(settings, view)
-    intake.require_kek(view, Kek.load(settings.kek_path))
+    intake.load_kek(settings.kek_path, view)
     used = frozenset(stream.source for stream, held in view.streams.items() if held.record.seq > 0)
     async with composition.topics(settings) as topics:
         await topics.require(used)

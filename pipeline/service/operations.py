@@ -142,11 +142,9 @@ class Operations:
         """Read when it is needed, so that a key manager without it still lends."""
         view = (await self._leading()).view()
         try:
-            kek = Kek.load(self._settings.kek_path)
-            intake.require_kek(view, kek)
+            return intake.load_kek(self._settings.kek_path, view)
         except SecretFileError as error:
             raise Problem(Code.KEK_UNUSABLE, error.message, error.hint) from None
-        return kek
 
 
 def _request(batch: body.BatchToAssign, given: body.AssignBody) -> AssignRequest:

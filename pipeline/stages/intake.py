@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pipeline.assignment.records import KeyState
 from pipeline.assignment.view import View
 from pipeline.custody.generation import address_of, new_secret
@@ -18,11 +20,13 @@ def made(chain_id: int, count: int, kek: Kek) -> list[tuple[int, str, bytes, int
     return keys
 
 
-def require_kek(view: View, kek: Kek) -> None:
-    """The KEK opens every key that may be lent, so that no nonce is given to a key that cannot sign.
+def load_kek(path: Path, view: View) -> Kek:
+    """The KEK of a file, which opens every key that may be lent: no nonce is given to a key that cannot sign.
 
     Raises SecretFileError.
     """
+    kek = Kek.load(path)
     lent = {held.record.address for held in view.keys.values() if held.record.state is not KeyState.DISABLED}
     for address in sorted(lent):
         kek.unseal(view.sealed.get(address, b""), address).wipe()
+    return kek
