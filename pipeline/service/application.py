@@ -57,6 +57,7 @@ class Service:
         self._metrics = Metrics(lambda: self._desk, clock)
         self._under_way = 0
         self._page = page.html()
+        self._policy = page.policy(self._page)
         self._body_max_bytes = settings.service.body_max_bytes
 
     def application(self) -> web.Application:
@@ -161,7 +162,7 @@ class Service:
         return web.Response(body=openapi.text(), content_type="application/json")
 
     async def _show_page(self, _: web.Request) -> web.StreamResponse:
-        policy = {"Content-Security-Policy": page.policy(self._page)}
+        policy = {"Content-Security-Policy": self._policy}
         return web.Response(text=self._page, content_type="text/html", headers=policy)
 
 
