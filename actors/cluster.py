@@ -211,10 +211,7 @@ def _serves(cluster: Cluster) -> bool:
 
 def token(cluster: Cluster) -> str:
     """The bearer token of the cluster. Raises RayUnavailable."""
-    try:
-        return Path(cluster.token_file).read_text(encoding="ascii").strip()
-    except OSError as error:
-        raise RayUnavailable(f"its token file {cluster.token_file} cannot be read: {error.strerror}") from error
+    return _token_in(cluster.token_file, f"its token file {cluster.token_file}")
 
 
 def token_at_hand() -> str:
@@ -225,10 +222,14 @@ def token_at_hand() -> str:
     path = os.environ.get("RAY_AUTH_TOKEN_PATH", "")
     if not path:
         return os.environ.get("RAY_AUTH_TOKEN", "")
+    return _token_in(path, f"RAY_AUTH_TOKEN_PATH names {path}, which")
+
+
+def _token_in(path: str, called: str) -> str:
     try:
         return Path(path).read_text(encoding="ascii").strip()
     except OSError as error:
-        raise RayUnavailable(f"RAY_AUTH_TOKEN_PATH names {path}, which cannot be read: {error.strerror}") from error
+        raise RayUnavailable(f"{called} cannot be read: {error.strerror}") from error
 
 
 def _token(data_dir: Path) -> str:

@@ -222,12 +222,15 @@ class SupervisorActor:
     async def _backlog(self) -> int:
         """Batches in Kafka that no consumer has committed. Raises BusUnavailable."""
         seqs = merged([member for member in self._members if member.name.startswith("reader")], "seq")
-        waiting = 0
+        return sum(max(0, seqs.get(stream, 0) - seq) for stream, seq in (await self._committed()).items())
+
+    async def _committed(self) -> dict[str, int]:
+        """The last committed batch of each stream that has an offset. Raises BusUnavailable."""
+        committed: dict[str, int] = {}
         for source in self._settings.sources:
             progress = await self._topics.progress(self._settings.deployment, source)
-            done = {str(Stream(source.name, shard)): at.seq for shard, at in progress.items()}
-            waiting += sum(max(0, seqs.get(stream, 0) - seq) for stream, seq in done.items())
-        return waiting
+            committed |= {str(Stream(source.name, shard)): at.seq for shard, at in progress.items()}
+        return committed
 
     # ── a node that is about to end ──────────────────────────────────────────────────────────────────────────────────
 
@@ -267,14 +270,9 @@ class SupervisorActor:
         return any([await ask(r.actor.rows_wait.remote(), CALL_TIMEOUT_S, r.name) for r in readers])
 
     async def _batches_left(self) -> int:
-        halted = self._halted()
-        left = 0
-        for source in self._settings.sources:
-            progress = await self._topics.progress(self._settings.deployment, source)
-            for shard in range(source.shards):
-                stream = str(Stream(source.name, shard))
-                done = progress[shard].seq if shard in progress else 0
-                left += stream not in halted and done != self._seqs.get(stream, 0)
+        halted, committed = self._halted(), await self._committed()
+        streams = [str(Stream(source.name, n)) for source in self._settings.sources for n in range(source.shards)]
+        left = sum(stream not in halted and committed.get(stream, 0) != self._seqs.get(stream, 0) for stream in streams)
         assignments = await RemoteKeyManager(self._crew.key_manager).assignments()
         return left + sum(str(a.stream) not in halted for a in assignments)
 

@@ -38,7 +38,7 @@ async def supervisor(settings: Settings, job: str, *, verify: bool) -> Any:
         if await ask(found.stamp.remote(), CALL_TIMEOUT_S, NAME) == wanted:
             return found
         await ask(found.drain.remote(), DRAIN_TIMEOUT_S, NAME)
-    await _retire(settings)
+    await _end_all(settings, keep_own_kind=True)
     members = await crew.create(settings, verify=verify)
     shape = names.options(settings, NAME, Group.IO, cpus=CPUS, concurrency=CONCURRENCY)
     made = SupervisorActor.options(**shape).remote(settings, members, wanted)  # type: ignore[attr-defined] # as in crew
@@ -62,26 +62,22 @@ async def _follow(found: Any, job: str) -> None:
 
 async def end(settings: Settings) -> None:
     """Drain the pipeline and end every actor of the deployment, the key manager included. Raises RuntimeFault."""
-    present = names.running(settings.deployment)
-    if NAME in present:
+    if NAME in names.running(settings.deployment):
         await ask(names.find(NAME, settings.deployment).drain.remote(), DRAIN_TIMEOUT_S, NAME)
-    await _end_all(settings, but="")
+    await _end_all(settings, keep_own_kind=False)
 
 
-async def _retire(settings: Settings) -> None:
-    """End what is left of an earlier pipeline; a key manager of the same code and settings goes on."""
+async def _end_all(settings: Settings, *, keep_own_kind: bool) -> None:
+    """The key manager last, and drained; one of our own code and settings goes on if `keep_own_kind`."""
+    present = names.running(settings.deployment)
     keeps = False
-    if KEY_MANAGER in names.running(settings.deployment):
+    if KEY_MANAGER in present and keep_own_kind:
         manager = names.find(KEY_MANAGER, settings.deployment)
         keeps = await ask(manager.stamp.remote(), START_TIMEOUT_S, KEY_MANAGER) == stamp(settings)
-    await _end_all(settings, but=KEY_MANAGER if keeps else "")
-
-
-async def _end_all(settings: Settings, *, but: str) -> None:
-    ends = [name for name in names.running(settings.deployment) if name not in (but, KEY_MANAGER)]
-    for name in ends:
-        names.end(name, settings.deployment)
-    if but != KEY_MANAGER and KEY_MANAGER in names.running(settings.deployment):
+    for name in present:
+        if name != KEY_MANAGER:
+            names.end(name, settings.deployment)
+    if KEY_MANAGER in present and not keeps:
         manager = names.find(KEY_MANAGER, settings.deployment)
         await ask(manager.drain.remote(), CALL_TIMEOUT_S, KEY_MANAGER)
         names.end(KEY_MANAGER, settings.deployment)
