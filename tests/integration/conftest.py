@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
 from pipeline.custody.sealing import Kek
-from pipeline.settings import Settings
+from pipeline.local.server import LOOPBACK, free_port
+from pipeline.settings import ServiceSettings, Settings
 from tests.command_line import Ended, Oncesign, environment, in_process
+from tests.ray_groups import Groups
+from tests.unit.service_world import TOKEN
+
+
+@pytest.fixture(scope="module")
+def groups() -> Iterator[Groups]:
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        made = Groups(Path(folder))
+        try:
+            made.start()
+            yield made
+        finally:
+            made.stop()
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> ServiceSettings:
+    """The key manager's service on a port of its own; its clients' token is in `token_file`."""
+    (tmp_path / "token").write_text(TOKEN)
+    return ServiceSettings(host=LOOPBACK, port=free_port(), token_file=tmp_path / "token")
 
 
 @pytest.fixture

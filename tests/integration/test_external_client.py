@@ -25,16 +25,15 @@ from pipeline.clock import SystemClock
 from pipeline.custody.sealing import Kek
 from pipeline.ethereum.batch import Batch, BatchHeader
 from pipeline.ethereum.signed import SignedRecord
-from pipeline.local.server import LOOPBACK, free_port
 from pipeline.service.server import Server
 from pipeline.settings import EtcdSettings, PostgresSettings, ServiceSettings, Settings
 from pipeline.stream import START, Cursor, Stream
 from tests.ethereum_rows import record_batch, row
+from tests.unit.service_world import TOKEN
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).resolve().parents[2]
-TOKEN = "correct-horse-battery-staple"
 STREAM = Stream("payouts", 0)
 SYSTEM = "7400000000000000001"
 CHAIN = 1
@@ -43,16 +42,11 @@ CLIENT_S = 120.0
 
 
 @pytest.fixture
-def settings(etcd_server: EtcdSettings, postgres: PostgresSettings, deployment: str, tmp_path: Path) -> Settings:
+def settings(
+    etcd_server: EtcdSettings, postgres: PostgresSettings, deployment: str, tmp_path: Path, service: ServiceSettings
+) -> Settings:
     Kek.create(tmp_path / "kek")
-    (tmp_path / "token").write_text(TOKEN)
-    return Settings(
-        deployment=deployment,
-        data_dir=tmp_path,
-        etcd=etcd_server,
-        postgres=postgres,
-        service=ServiceSettings(host=LOOPBACK, port=free_port(), token_file=tmp_path / "token"),
-    )
+    return Settings(deployment=deployment, data_dir=tmp_path, etcd=etcd_server, postgres=postgres, service=service)
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,17 +36,6 @@ connect(settings)
 node = next(n["NodeID"] for n in ray.nodes() if n["Alive"] and sys.argv[1] in n["Resources"])
 asyncio.run(leave(settings, node))
 """
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[Groups]:
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:
-        made = Groups(Path(folder))
-        try:
-            made.start()
-            yield made
-        finally:
-            made.stop()
 
 
 @pytest.fixture

@@ -6,11 +6,9 @@ import asyncio
 import json
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,39 +19,29 @@ from pipeline.adapters.ledger import PostgresLedger
 from pipeline.assignment.manager import KeyManager
 from pipeline.clock import SystemClock
 from pipeline.custody.sealing import Kek
-from pipeline.local.server import LOOPBACK, free_port
+from pipeline.local.server import LOOPBACK
 from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, ServiceSettings, Settings
 from tests.command_line import environment
 from tests.ray_groups import Groups
+from tests.unit.service_world import TOKEN
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
-TOKEN = "correct-horse-battery-staple"
 READY_S = 60.0
 
 
 @pytest.fixture
-def groups() -> Iterator[Groups]:
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:
-        made = Groups(Path(folder))
-        try:
-            made.start()
-            yield made
-        finally:
-            made.stop()
-
-
-@pytest.fixture
-def settings(etcd_server: EtcdSettings, postgres: PostgresSettings, deployment: str, tmp_path: Path) -> Settings:
+def settings(
+    etcd_server: EtcdSettings, postgres: PostgresSettings, deployment: str, tmp_path: Path, service: ServiceSettings
+) -> Settings:
     Kek.create(tmp_path / "kek")
-    (tmp_path / "token").write_text(TOKEN)
     return Settings(
         deployment=deployment,
         data_dir=tmp_path,
         etcd=etcd_server,
         postgres=postgres,
         kafka=KafkaSettings(bootstrap_servers=f"{LOOPBACK}:1"),  # nothing here needs it
-        service=ServiceSettings(host=LOOPBACK, port=free_port(), token_file=tmp_path / "token"),
+        service=service,
     )
 
 
