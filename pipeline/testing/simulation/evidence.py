@@ -15,6 +15,7 @@ from pipeline.ports import LedgerEntry
 from pipeline.stream import Stream
 from pipeline.testing.invariants import Lent, Rest, Signature, breaches_at_rest, breaches_of_order, breaches_of_signing
 from pipeline.testing.simulation.cluster import REJECTED, SIGNED, SOURCE, Cluster
+from pipeline.testing.store import TwinEtcd
 
 PATHS: Final = Paths("local")
 
@@ -57,14 +58,14 @@ def stuck(cluster: Cluster) -> Iterator[str]:
     """I9: what ended or halted although nothing was lost."""
     yield from (f"I9: {m.name} ended for good: {m.failed!r}" for m in cluster.members if m.failed is not None)
     yield from (f"I9: an error that nobody saw: {error}" for error in cluster.loop.errors)
-    for held in _view(cluster).streams.values():
+    for held in view(cluster.etcd).streams.values():
         if held.record.halted:
             yield f"I9: {held.record.stream} is halted: {held.record.halted}"
 
 
 def breaches_when_settled(cluster: Cluster) -> Iterator[str]:
     """Everything that holds once nothing moves."""
-    view = _view(cluster)
+    etcd = view(cluster.etcd)
     records = [SignedRecord.decode(value) for value in _seen(cluster, SIGNED)]
     rejected = [Rejection.from_json(value) for value in _seen(cluster, REJECTED)]
     rest = Rest(
@@ -73,11 +74,11 @@ def breaches_when_settled(cluster: Cluster) -> Iterator[str]:
         rejected=[(rejection.source, rejection.tx_id) for rejection in rejected],
         published=[_lent_of(record.header) for record in records],
         ledger=[_lent_of(entry) for entry in cluster.ledger.rows.values()],
-        assigned=list(view.assignments),
-        locked=[key for key, held in view.keys.items() if held.record.state is KeyState.LOCKED],
-        next_nonces={key: held.record.next_nonce for key, held in view.keys.items()},
-        first_nonces=dict.fromkeys(view.keys, 0),
-        heads={stream: held.record.seq for stream, held in view.streams.items()},
+        assigned=list(etcd.assignments),
+        locked=[key for key, held in etcd.keys.items() if held.record.state is KeyState.LOCKED],
+        next_nonces={key: held.record.next_nonce for key, held in etcd.keys.items()},
+        first_nonces=dict.fromkeys(etcd.keys, 0),
+        heads={stream: held.record.seq for stream, held in etcd.streams.items()},
         ledger_heads=_heads(cluster.ledger.rows),
         outcomes={transaction: outcome.status for transaction, outcome in cluster.outcomes.outcomes.items()},
         violations=[str(violation) for violation in cluster.outcomes.violations],
@@ -85,10 +86,11 @@ def breaches_when_settled(cluster: Cluster) -> Iterator[str]:
     yield from breaches_at_rest(rest)
 
 
-def _view(cluster: Cluster) -> View:
-    view = View()
-    view.load(PATHS, cluster.etcd.under(PATHS.root))
-    return view
+def view(etcd: TwinEtcd) -> View:
+    """All that this etcd holds, as a key manager would read it."""
+    found = View()
+    found.load(PATHS, etcd.under(PATHS.root))
+    return found
 
 
 def _seen(cluster: Cluster, topic: str) -> Iterator[bytes]:

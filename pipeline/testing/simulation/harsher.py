@@ -4,7 +4,8 @@ requests     arrive although their client gave them up; EndTxn is sent again mea
 processes    two readers, consumers or sweepers of one name
 Kafka        forgets a reader's position; shows some markers of a transaction, and not yet the others
 disasters    an empty etcd, another Postgres; one that a test chooses comes in every course
-witnesses    see who writes to etcd while another leads, and what is signed before it is sworn
+witnesses    see who writes to etcd while another leads, what is signed before it is sworn, and who lends although etcd
+             was behind the ledger when it began to lead
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from pipeline.assignment.manager import KeyManager
 from pipeline.custody.unsealed import UnsealedKey
 from pipeline.ethereum.batch import Batch
 from pipeline.ethereum.kernel import SignedColumns
-from pipeline.ports import AssignReply, AssignRequest, KeyValue, Txn, TxnResult, Waiting
+from pipeline.ports import Assigned, AssignReply, AssignRequest, Waiting
 from pipeline.stages.signer import Signer
 from pipeline.testing.broker import REQUEST_TIMEOUT_S, Broker
 from pipeline.testing.group import Generation
-from pipeline.testing.network import Network, Request
+from pipeline.testing.network import Request
 from pipeline.testing.refusal import Code, Refused
 from pipeline.testing.simulation import course, crashes, evidence
 from pipeline.testing.simulation.cluster import GROUP, KEK, SOURCE, Cluster, Member, Shape
@@ -38,6 +39,7 @@ from pipeline.testing.simulation.nemesis import Nemesis
 from pipeline.testing.simulation.story import Story
 from pipeline.testing.simulation.weather import Weather
 from pipeline.testing.simulation.wire import Fate, Fates
+from pipeline.testing.simulation.witnesses import WitnessStore
 from pipeline.testing.simulation.workload import insert
 from pipeline.testing.store import TwinEtcd, TwinStore
 from pipeline.testing.transaction import Coordinated
@@ -128,33 +130,6 @@ class AskedAgain(Broker):
             self.group(name).settle(producer.id, producer.offsets.pop(name), commit=producer.decided is True)
 
 
-class WitnessStore(TwinStore):
-    """Of one key manager; tells the history what it wrote while another one led."""
-
-    def __init__(self, server: TwinEtcd, network: Network, wrong: list[str]) -> None:
-        super().__init__(server, network)
-        self._wrong = wrong
-        self._claim: tuple[int, bytes] | None = None
-        self.heard = 0  #: answers of etcd
-
-    def _commit(self, txn: Txn) -> TxnResult:
-        self.server.expire()
-        path = evidence.PATHS.leader
-        leads = _claim_of(self.server.get(path))
-        result = super()._commit(txn)
-        self.heard += 1
-        written = {key for key, _ in txn.puts} | set(txn.deletes)
-        if result.succeeded and path in written:
-            self._claim = _claim_of(self.server.get(path))
-        elif result.succeeded and written and leads != self._claim:
-            self._wrong.append(f"I7: {sorted(written)} were written under {self._claim}, while {leads} led")
-        return result
-
-
-def _claim_of(leader: KeyValue | None) -> tuple[int, bytes] | None:
-    return None if leader is None else (leader.create_revision, leader.value)
-
-
 class SwornKernel(WitnessKernel):
     """Tells what is signed before the ledger has it."""
 
@@ -184,7 +159,7 @@ class HarshCluster(Cluster):
 
     def store(self) -> TwinStore:
         """See Cluster."""
-        self._latest = WitnessStore(self.etcd, self.network, self.wrong)
+        self._latest = WitnessStore(self.etcd, self.network, self.ledger, self.wrong)
         return self._latest
 
     def key_manager(self, process: Process) -> KeyManager:
@@ -197,6 +172,8 @@ class HarshCluster(Cluster):
             replies = await assign(requests, deadline_s)
             if store.heard == heard and not all(isinstance(reply, Waiting) for reply in replies):
                 self.wrong.append(f"I7: {process.name} answered from its memory: {replies}")
+            if store.behind and not self.lost_commits and any(isinstance(reply, Assigned) for reply in replies):
+                self.wrong.append(f"I7: {process.name} lends while etcd is behind the ledger: {store.behind[0]}")
             return replies
 
         manager.assign = witnessed  # type: ignore[method-assign]
@@ -348,6 +325,21 @@ class HarshNemesis(Nemesis):
     def _empty_etcd(self) -> None:
         self._disaster("etcd", "it is replaced by an empty one")
         self._harsh.etcd.restore(TwinEtcd(self._harsh.clock))
+
+    def _leave_etcd_behind(self) -> None:
+        """It is restored to what it was before the ledger's last batch, another key manager leads, and rows come."""
+        self._spawn(self._left_behind())
+
+    async def _left_behind(self) -> None:
+        harsh, backup, sworn = self._harsh, self._harsh.etcd.backup(), len(self._harsh.ledger.rows)
+        await insert(harsh.source, self._rng, harsh.story, harsh.source.used_ids + NEW_ROWS, NEW_ROWS_S)
+        if len(harsh.ledger.rows) == sworn or self._over:
+            return
+        self._disaster("etcd", "it is restored from a backup that is behind the ledger")
+        harsh.etcd.restore(backup)
+        self._lose_leader()
+        self._usurp()
+        await insert(harsh.source, self._rng, harsh.story, harsh.source.used_ids + NEW_ROWS, NEW_ROWS_S)
 
     def _repeat_revision(self) -> None:
         """A restored etcd gives a new leader the very revision of one that stands still, and that then goes on."""
