@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 
+from pipeline.errors import DatabaseUnavailable
 from pipeline.ethereum.rows import RAW, batch_columns
 from pipeline.stock.row import Row
 from pipeline.stream import Cursor
 from pipeline.testing.database import Database
+
+T = TypeVar("T")
 
 FIRST_XID: Final = 3  # Postgres keeps 0 to 2 for itself
 BINARY: Final = frozenset({"to", "data"})
@@ -113,6 +116,10 @@ class TwinSource:
         self.running.discard(xid)
         self.rows.update({stored.cursor.id: stored for stored in rows})
 
+    def client(self) -> SourceClient:
+        """A process that reads."""
+        return SourceClient(self)
+
     # ── as a reader sees it ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def system_id(self) -> str:
@@ -154,6 +161,48 @@ class TwinSource:
     def _found(self, wanted: Callable[[Cursor], bool]) -> tuple[StoredRow, ...]:
         found = [stored for stored in self.rows.values() if wanted(stored.cursor)]
         return tuple(sorted(found, key=lambda stored: stored.cursor))
+
+
+class SourceClient:
+    """Fulfils ports.Source for one process. As the adapter, it reads from the server that it came to first, or not."""
+
+    def __init__(self, source: TwinSource) -> None:
+        self._source = source
+        self._system = ""  #: of the first answer
+
+    async def system_id(self) -> str:
+        """See ports.Source."""
+        return await self._same(self._source.system_id())
+
+    async def rows_after(self, shard: int, after: Cursor, limit: int) -> pa.Table:
+        """See ports.Source."""
+        return await self._same(self._source.rows_after(shard, after, limit))
+
+    async def rows_between(self, shard: int, prev: Cursor, cursor: Cursor) -> pa.Table:
+        """See ports.Source."""
+        return await self._same(self._source.rows_between(shard, prev, cursor))
+
+    async def rows_of(self, ids: Sequence[int]) -> pa.Table:
+        """See ports.Source."""
+        return await self._same(self._source.rows_of(ids))
+
+    async def count(self) -> int:
+        """See ports.Source."""
+        return await self._same(self._source.count())
+
+    async def any_after(self, shard: int, after: Cursor) -> bool:
+        """See ports.Source."""
+        return await self._same(self._source.any_after(shard, after))
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
+    async def _same(self, answer: Awaitable[T]) -> T:
+        found = await answer
+        self._system = self._system or self._source.system
+        if self._source.system != self._system:
+            raise DatabaseUnavailable(f"another server answers: {self._source.system}, it was {self._system}")
+        return found
 
 
 @lru_cache(maxsize=TABLES_KEPT)

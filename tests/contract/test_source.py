@@ -14,6 +14,7 @@ from psycopg import sql
 
 from pipeline.adapters.postgres import connection_string
 from pipeline.adapters.postgres_source import PostgresSource
+from pipeline.errors import DatabaseUnavailable
 from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
 from pipeline.ports import Source
 from pipeline.settings import PostgresSettings, SourceSettings
@@ -52,14 +53,17 @@ class PostgresTransaction:
 class Place:
     """A source, and a way to insert into it."""
 
-    def __init__(self, source: Source, settings: PostgresSettings | None, stack: ExitStack) -> None:
+    def __init__(
+        self, source: Source, twin: TwinSource | None, settings: PostgresSettings | None, stack: ExitStack
+    ) -> None:
         self.source = source
+        self.twin = twin
         self._settings = settings
         self._stack = stack
 
     def begin(self) -> Transaction:
-        if isinstance(self.source, TwinSource):
-            return self.source.begin()
+        if self.twin is not None:
+            return self.twin.begin()
         assert self._settings is not None
         return PostgresTransaction(self._stack.enter_context(psycopg.connect(connection_string(self._settings))))
 
@@ -72,12 +76,11 @@ class Place:
 
 @pytest.fixture(params=["twin", pytest.param("postgres", marks=pytest.mark.integration)])
 async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
-    settings = request.getfixturevalue("postgres") if request.param == "postgres" else None
-    source: Any = (
-        PostgresSource(settings, SourceSettings(chain_id=1, shards=SHARDS)) if settings else TwinSource(SHARDS)
-    )
+    settings: Any = request.getfixturevalue("postgres") if request.param == "postgres" else None
+    twin = None if settings else TwinSource(SHARDS)
+    source: Any = PostgresSource(settings, SourceSettings(chain_id=1, shards=SHARDS)) if twin is None else twin.client()
     with ExitStack() as stack:
-        yield Place(source, settings, stack)
+        yield Place(source, twin, settings, stack)
         await source.close()
 
 
@@ -198,7 +201,7 @@ def interleaved(place: Place, seed: int) -> Iterator[list[int]]:
             keep = rng.random() < 0.8
             transaction.commit() if keep else transaction.rollback()
             committed += inserted if keep else []
-            running[at] = (place.begin(), []) if isinstance(place.source, TwinSource) else (transaction, [])
+            running[at] = (place.begin(), []) if place.twin is not None else (transaction, [])
         yield committed
     for transaction, inserted in running:
         transaction.commit()
@@ -254,3 +257,13 @@ async def test_the_system_is_known_and_does_not_change(place: Place) -> None:
     system = await place.source.system_id()
     assert system.isdecimal()
     assert system == await place.source.system_id()
+
+
+async def test_a_client_of_the_twin_reads_from_the_server_that_it_came_to_first() -> None:
+    twin = TwinSource(SHARDS)
+    client = twin.client()
+    assert await client.count() == 0
+    twin.system = "7000000000000000002"
+    with pytest.raises(DatabaseUnavailable, match="another server answers"):
+        await client.rows_after(0, START, 1)
+    assert await twin.client().system_id() == twin.system

@@ -226,8 +226,8 @@ class Cluster:
 
     async def _read(self, process: Process, shard: int) -> None:  # noqa: ARG002 - the same for every kind
         stream = Stream(SOURCE, shard)
-        writer = TwinStreamWriter(self.broker, "local", stream, BATCHES)
-        reader = BatchReader(stream, CHAIN, self.source, writer, RemoteManager(self), self.clock, self.settings.reader)
+        writer, source = TwinStreamWriter(self.broker, "local", stream, BATCHES), self.source.client()
+        reader = BatchReader(stream, CHAIN, source, writer, RemoteManager(self), self.clock, self.settings.reader)
         await reader.run(asyncio.Event())
 
     async def _consume(self, process: Process, slot: int) -> None:
@@ -248,14 +248,15 @@ class Cluster:
     async def _sweep(self, process: Process) -> None:
         writer = TwinRoundWriter(self.broker, "local-sweeper")
         log = TwinBatchLog(self.broker, GROUP)
+        sources = {SOURCE: self.source.client()}
         ports = SweeperPorts(
-            RemoteManager(self), RemoteSigners(self), log, writer, {SOURCE: self.source}, {SOURCE: BATCHES}, self.clock
+            RemoteManager(self), RemoteSigners(self), log, writer, sources, {SOURCE: BATCHES}, self.clock
         )
         await Sweeper(Worker(process.name, "node"), ports, self.outlets).run(asyncio.Event())
 
     async def _verify(self, process: Process) -> None:  # noqa: ARG002 - the same for every kind
         log = TwinBatchLog(self.broker, GROUP)
-        ports = VerifierPorts(log, {SOURCE: self.source}, self.ledger, self.outcomes, self.clock)
+        ports = VerifierPorts(log, {SOURCE: self.source.client()}, self.ledger, self.outcomes, self.clock)
         self.verifier = Verifier(ports, self.settings.sources, (SIGNED, REJECTED))
         await self.verifier.run(asyncio.Event())
 
