@@ -42,15 +42,22 @@ class BatchConsumerActor:
             worker = Worker(f"{self._name}.{os.getpid()}", composition.here(settings).node)
             self._pool = SignerPool(signers, settings.pool.batches_per_signer)
             manager = RemoteKeyManager(key_manager)
-            async with composition.consumer(settings, self._slot, worker, manager, self._pool) as consumer:
-                self._consumer = consumer
-                await consumer.run(stop)
+            try:
+                async with composition.consumer(settings, self._slot, worker, manager, self._pool) as consumer:
+                    self._consumer = consumer
+                    await consumer.run(stop)
+            finally:
+                await self._pool.close()
 
         self._host.start(run)
 
     async def use(self, signers: dict[str, Any]) -> None:
-        """Give batches to these signers from here on. Returns when the others have none left."""
-        await self._pool.use(signers)
+        """Give batches to these signers from here on."""
+        self._pool.use(signers)
+
+    async def let_go(self, signers: list[str]) -> None:
+        """Returns when these, which are no longer used, have no batch left."""
+        await self._pool.let_go(signers)
 
     async def status(self) -> StageStatus:
         """Counts as in stages.consumer.ConsumerCount, and halted partitions."""

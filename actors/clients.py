@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -13,12 +13,18 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from pipeline.assignment.records import Assignment, StreamRecord
 from pipeline.errors import OncesignError, RuntimeFault
 from pipeline.ports import Assigned, AssignReply, AssignRequest, SignedBatch
+from pipeline.stages.loops import cancel
 from pipeline.stream import Stream
 
 ANSWER_MARGIN_S: Final = 10.0
 """How much longer than its own deadline an actor may take to answer."""
 
 SIGN_TIMEOUT_S: Final = 120.0
+SILENT_S: Final = 3.0
+"""A signer that has not answered for so long is asked how it is, and is silent when it does not answer that either."""
+
+LET_GO_TIMEOUT_S: Final = 20.0
+LOOK_S: Final = 0.5
 
 
 async def ask(reference: Any, timeout_s: float, who: str) -> Any:
@@ -77,12 +83,17 @@ class RemoteKeyManager:
 
 
 class SignerPool:
-    """Fulfils ports.Signers: the signer with the fewest batches gets the next, up to a bound for each."""
+    """Fulfils ports.Signers: the signer with the fewest batches gets the next, up to a bound for each.
+
+    One that is down, or silent, gets nothing until it answers again: Ray keeps what is asked of an actor whose node is
+    gone, until there is another node for it.
+    """
 
     def __init__(self, actors: Mapping[str, Any], batches_per_signer: int) -> None:
         """`actors` by their names."""
         self._actors = dict(actors)
         self._busy: Counter[str] = Counter()
+        self._silent: dict[str, asyncio.Task[None]] = {}
         self._bound = batches_per_signer
         self._changed = asyncio.Event()
 
@@ -90,14 +101,16 @@ class SignerPool:
         """Batches that the pool works on at once."""
         return len(self._actors) * self._bound
 
-    async def use(self, actors: Mapping[str, Any]) -> None:
-        """These from here on. Returns when the others are done with what they have, or after SIGN_TIMEOUT_S."""
-        gone = self._actors.keys() - actors.keys()
+    def use(self, actors: Mapping[str, Any]) -> None:
+        """These from here on."""
         self._actors = dict(actors)
         self._changed.set()
+
+    async def let_go(self, names: Collection[str]) -> None:
+        """Returns when these, which are no longer used, are done with what they have, or after LET_GO_TIMEOUT_S."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SIGN_TIMEOUT_S):
-                while any(self._busy[name] for name in gone):
+            async with asyncio.timeout(LET_GO_TIMEOUT_S):
+                while any(self._busy[name] for name in names):
                     await self._change()
 
     async def sign(self, batch: bytes, assigned: Assigned) -> SignedBatch:
@@ -105,19 +118,61 @@ class SignerPool:
         name, actor = await self._chosen()
         self._busy[name] += 1
         try:
-            signed: SignedBatch = await ask(actor.sign.remote(batch, assigned), SIGN_TIMEOUT_S, name)
-            return signed
+            return await self._signed(name, actor, batch, assigned)
+        except RuntimeFault:
+            if name not in self._silent:
+                self._silent[name] = asyncio.create_task(self._await_answer(name, actor))
+            raise
         finally:
             self._busy[name] -= 1
             self._changed.set()
 
+    async def close(self) -> None:
+        """Wait for nobody any more."""
+        await cancel(self._silent.values())
+
+    async def _signed(self, name: str, actor: Any, batch: bytes, assigned: Assigned) -> SignedBatch:
+        call = asyncio.create_task(ask(actor.sign.remote(batch, assigned), SIGN_TIMEOUT_S, name))
+        try:
+            while not (await asyncio.wait([call], timeout=SILENT_S))[0]:
+                await _answers(actor, SILENT_S, name)
+            signed: SignedBatch = await call
+            return signed
+        finally:
+            call.cancel()
+
+    async def _await_answer(self, name: str, actor: Any) -> None:
+        """As long as it takes: where its node is gone, until there is another."""
+        while True:
+            try:
+                await _answers(actor, SIGN_TIMEOUT_S, name)
+            except RuntimeFault:
+                await asyncio.sleep(LOOK_S)
+            else:
+                break
+        del self._silent[name]
+        self._changed.set()
+
     async def _chosen(self) -> tuple[str, Any]:
         while True:
-            name = min(self._actors, key=self._busy.__getitem__, default="")
+            name = min(self._actors.keys() - self._silent.keys(), key=self._load, default="")
             if name and self._busy[name] < self._bound:
                 return name, self._actors[name]
             await self._change()
 
+    def _load(self, name: str) -> tuple[int, str]:
+        return self._busy[name], name
+
     async def _change(self) -> None:
         self._changed.clear()
         await self._changed.wait()
+
+
+async def _answers(actor: Any, timeout_s: float, name: str) -> None:
+    """Raises RuntimeFault when it does not."""
+    try:
+        await ask(actor.status.remote(), timeout_s, name)
+    except RuntimeFault:
+        raise
+    except OncesignError:
+        return  # it cannot sign, and says so

@@ -39,7 +39,8 @@ def options(settings: Settings, name: str, group: Group, *, cpus: float, concurr
     """Options of a restartable actor.
 
     A dead process is started again by Ray, without its state; the supervisor then gives it its work again. A call
-    that was under way is never repeated by Ray (max_task_retries=0): whoever called decides.
+    that was under way is never repeated by Ray (max_task_retries=0): whoever called decides. Where they are placed,
+    actors of a group are spread over its nodes: Ray's default would fill one of them first.
     """
     made: dict[str, Any] = {
         "name": name,
@@ -50,7 +51,7 @@ def options(settings: Settings, name: str, group: Group, *, cpus: float, concurr
         "max_concurrency": concurrency,
     }
     if settings.pool.placed:
-        made |= {"lifetime": "detached", "resources": {group.value: PLACE}}
+        made |= {"lifetime": "detached", "resources": {group.value: PLACE}, "scheduling_strategy": "SPREAD"}
     return made
 
 

@@ -11,14 +11,15 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import ray
 
 from actors import composition
 from actors import crew as crews
-from actors.clients import RemoteKeyManager, SignerPool, ask
+from actors.clients import LET_GO_TIMEOUT_S, RemoteKeyManager, SignerPool, ask
 from actors.crew import Crew
 from actors.host import StageHost, StageState, StageStatus
 from actors.key_manager import NAME as KEY_MANAGER
@@ -72,6 +73,7 @@ class SupervisorActor:
         self._seqs: dict[str, int] = {}
         self._ready = False
         self._signers = SignerPool({}, 1)
+        self._told: set[str] = set()  #: signers, to all that give out batches
         # Ray makes it anew after its node died, perhaps when no job is there to start it.
         ray.get_runtime_context().current_actor.start.remote()
 
@@ -102,7 +104,7 @@ class SupervisorActor:
                 self._find_signers()
                 self._members = members(self._settings, self._crew)
                 self._ready = True
-                await asyncio.gather(self._supervise(stop), self._sweep(stop), self._scale(stop))
+                await asyncio.gather(self._supervise(stop), self._sweep(stop), self._scale(stop), self._tell(stop))
 
         self._host.start(run)
 
@@ -161,18 +163,23 @@ class SupervisorActor:
 
     async def _supervise(self, stop: asyncio.Event) -> None:
         looks: dict[str, asyncio.Task[None]] = {}
-        while not stop.is_set():
-            for member in self._members:  # each by itself: one whose node is gone does not answer for long
-                if member.name not in looks or looks[member.name].done():
-                    looks[member.name] = asyncio.create_task(member.look(time.monotonic()))
-            await asyncio.sleep(SUPERVISE_EVERY_S)
-        await cancel(looks.values())
+        try:
+            while not stop.is_set():
+                for member in self._members:  # each by itself: one whose node is gone does not answer for long
+                    if member.name not in looks or looks[member.name].done():
+                        looks[member.name] = asyncio.create_task(member.look(time.monotonic()))
+                await asyncio.sleep(SUPERVISE_EVERY_S)
+        finally:
+            await cancel(looks.values())
 
     async def _sweep(self, stop: asyncio.Event) -> None:
         worker = Worker(f"sweeper.{os.getpid()}", self._settings.node)
         manager = RemoteKeyManager(self._crew.key_manager)
-        async with composition.sweeper(self._settings, worker, manager, self._signers) as sweeper:
-            await sweeper.run(stop)
+        try:
+            async with composition.sweeper(self._settings, worker, manager, self._signers) as sweeper:
+                await sweeper.run(stop)
+        finally:
+            await self._signers.close()
 
     # ── more signers, fewer signers ──────────────────────────────────────────────────────────────────────────────────
 
@@ -205,19 +212,40 @@ class SupervisorActor:
         gone = [crews.signer_name(slot) for slot in range(wanted, len(self._crew.signers))]
         ended = {name: self._crew.signers.pop(name) for name in gone}
         self._members = [member for member in self._members if member.name not in ended]
-        await self._tell_signers()
+        await self._tell_signers(let_go=gone)
         for name, actor in ended.items():
             ray.kill(actor, no_restart=True)
             log.info("supervisor: succeeded, %s is let go", name)
 
-    async def _tell_signers(self) -> None:
-        """Whoever gives out batches: to those that answer; one whose node is still to come would keep them waiting."""
+    async def _tell(self, stop: asyncio.Event) -> None:
+        """Whoever gives out batches, when there is another signer or one less."""
+        while not stop.is_set():
+            await asyncio.sleep(SUPERVISE_EVERY_S)
+            if self._answering().keys() != self._told:
+                await self._tell_signers()
+
+    def _answering(self) -> dict[str, Any]:
+        """Signers by name. One whose node is still to come, or leaves, would keep a batch waiting."""
         ready = {member.name for member in self._members if member.answered and not member.leaves}
-        signers = {name: actor for name, actor in self._crew.signers.items() if name in ready}
-        await self._signers.use(signers)
-        await asyncio.gather(
-            *(ask(consumer.use.remote(signers), START_TIMEOUT_S, "a consumer") for consumer in self._crew.consumers)
+        return {name: actor for name, actor in self._crew.signers.items() if name in ready}
+
+    async def _tell_signers(self, let_go: Collection[str] = ()) -> None:
+        """A consumer that is away meanwhile is told again, or finds out by itself."""
+        signers = self._answering()
+        self._signers.use(signers)
+        told = await self._ask_consumers("use", signers)
+        if let_go:
+            await self._signers.let_go(let_go)
+            await self._ask_consumers("let_go", [*let_go])
+        self._told = set(signers) if told else set()
+
+    async def _ask_consumers(self, method: str, *args: Any) -> bool:
+        """Whether all of them answered."""
+        calls = [getattr(consumer, method).remote(*args) for consumer in self._crew.consumers]
+        answers = await asyncio.gather(
+            *(ask(call, LET_GO_TIMEOUT_S + 1, "a consumer") for call in calls), return_exceptions=True
         )
+        return not any(isinstance(answer, BaseException) for answer in answers)
 
     async def _backlog(self) -> int:
         """Batches in Kafka that no consumer has committed. Raises BusUnavailable."""
@@ -239,7 +267,7 @@ class SupervisorActor:
         leaving = [m for m in self._members if m.status is not None and m.status.ray_node == ray_node]
         for member in leaving:
             member.leaving = ray_node
-        await self._tell_signers()
+        await self._tell_signers(let_go=[m.name for m in leaving if m.name in self._crew.signers])
         for member in leaving:
             if member.name.startswith(STAGES):
                 await ask(member.actor.drain.remote(), CALL_TIMEOUT_S, member.name)

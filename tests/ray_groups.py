@@ -20,8 +20,8 @@ from pipeline.local.server import LOOPBACK, free_port, log_tail
 HEAD_FLAGS: Final = ("--port", "--dashboard-port", "--ray-client-server-port")
 START_TIMEOUT_S: Final = 90.0
 NODE_STORE_BYTES: Final = 100 * 1024**2
-GROUPS: Final = {"key_manager": 1, "signers": 2, "io": 4}
-"""Group → CPUs of its node."""
+NODES: Final = {"key_manager": ("key_manager", 1), "signers": ("signers", 1), "other": ("signers", 1), "io": ("io", 4)}
+"""Node → its group, and its CPUs."""
 
 
 class Groups:
@@ -48,20 +48,21 @@ class Groups:
         port = self.address.rsplit(":", 1)[1]
         own = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-host={LOOPBACK}", "--num-cpus=0"]
         self._start("head", ["--head", f"--ray-client-server-port={free_port()}", f"--temp-dir={self.folder}", *own])
-        for nodes, group in enumerate(GROUPS, start=2):  # one after the other: at once, some of them do not start
-            self.start_node(group)
+        for nodes, node in enumerate(NODES, start=2):  # one after the other: at once, some of them do not start
+            self.start_node(node)
             self._await(nodes)
 
-    def start_node(self, group: str) -> None:
-        """As a pod of this group does."""
+    def start_node(self, node: str) -> None:
+        """As a pod of its group does."""
+        group, cpus = NODES[node]
         resources = orjson.dumps({group: 1000}).decode()
-        self._start(group, [f"--address={self.address}", f"--num-cpus={GROUPS[group]}", f"--resources={resources}"])
+        self._start(node, [f"--address={self.address}", f"--num-cpus={cpus}", f"--resources={resources}"])
 
-    def kill_node(self, group: str) -> None:
+    def kill_node(self, node: str) -> None:
         """As when its machine is gone: every process of it at once."""
-        child = self._nodes.pop(group)
-        node = psutil.Process(child.pid)
-        for process in [*node.children(recursive=True), node]:
+        child = self._nodes.pop(node)
+        raylet = psutil.Process(child.pid)
+        for process in [*raylet.children(recursive=True), raylet]:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
@@ -70,8 +71,8 @@ class Groups:
 
     def stop(self) -> None:
         """End every process."""
-        for group in [*self._nodes]:
-            self.kill_node(group)
+        for node in [*self._nodes]:
+            self.kill_node(node)
 
     def _start(self, name: str, arguments: list[str]) -> None:
         ports = [f"{flag}={free_port()}" for flag in cluster.PORT_FLAGS if flag not in HEAD_FLAGS]
