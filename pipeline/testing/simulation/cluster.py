@@ -28,13 +28,13 @@ from pipeline.testing.ledger import TwinLedger
 from pipeline.testing.outcomes import TwinOutcomes
 from pipeline.testing.round_writer import TwinRoundWriter
 from pipeline.testing.simulation.clock import SimulatedClock
-from pipeline.testing.simulation.history import History, WitnessKernel
+from pipeline.testing.simulation.history import History, WitnessEtcd, WitnessKernel
 from pipeline.testing.simulation.loop import Process, SimulatedLoop
 from pipeline.testing.simulation.remote import RemoteManager, RemoteSigners
 from pipeline.testing.simulation.story import Story
 from pipeline.testing.simulation.wire import Fates, SimulatedNetwork
 from pipeline.testing.source import TwinSource
-from pipeline.testing.store import TwinEtcd, TwinStore
+from pipeline.testing.store import TwinStore
 from pipeline.testing.stream_writer import TwinStreamWriter
 
 CHAIN: Final = 1
@@ -107,12 +107,12 @@ class Cluster:
         self.clock = SimulatedClock(loop)
         self.network = SimulatedNetwork(loop, fates)
         self.broker = Broker(self.clock, self.network)
-        self.etcd = TwinEtcd(self.clock)
+        self.history = History()
+        self.etcd = WitnessEtcd(self.clock, history=self.history)
         self.database = database = Database(self.network)
         self.source = TwinSource(shape.streams, database=database)
         self.ledger = TwinLedger(database)
         self.outcomes = TwinOutcomes({SOURCE: self.source}, self.ledger, database)
-        self.history = History()
         self.settings = _settings(shape)
         self.outlets = Outlets(SIGNED, REJECTED, SIGNED_PARTITIONS)
         self.managers: list[ManagerActor] = []  #: the latest is last; the earlier ones may live on

@@ -11,7 +11,7 @@ from pipeline.testing.group import Committed
 from pipeline.testing.network import Request
 from pipeline.testing.simulation.cluster import BATCHES, GROUP, Cluster
 from pipeline.testing.simulation.course import Verdict, run_calmly
-from pipeline.testing.simulation.evidence import PATHS
+from pipeline.testing.simulation.history import PATHS
 from pipeline.testing.simulation.loop import SimulatedLoop
 from pipeline.testing.simulation.story import Story
 from pipeline.testing.simulation.weather import QUIET

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from functools import partial
-from typing import Final, cast
+from typing import cast
 
-from pipeline.assignment.paths import Paths
 from pipeline.assignment.records import KeyState
 from pipeline.assignment.view import View
 from pipeline.ethereum.rejected import Rejection
@@ -15,9 +14,8 @@ from pipeline.ports import LedgerEntry
 from pipeline.stream import Stream
 from pipeline.testing.invariants import Lent, Rest, Signature, breaches_at_rest, breaches_of_order, breaches_of_signing
 from pipeline.testing.simulation.cluster import REJECTED, SIGNED, SOURCE, Cluster
+from pipeline.testing.simulation.history import PATHS
 from pipeline.testing.store import TwinEtcd
-
-PATHS: Final = Paths("local")
 
 
 def is_settled(cluster: Cluster) -> bool:
@@ -42,7 +40,7 @@ def unsettled(cluster: Cluster) -> str:
 
 def breaches_always(cluster: Cluster) -> Iterator[str]:
     """What is forbidden at any moment and after any disaster."""
-    yield from breaches_of_signing(cluster.history.signatures)
+    yield from breaches_of_signing(sorted(cluster.history.signatures))
     yield from breaches_of_order(cluster.history.lent, partial(_binds, cluster))
 
 

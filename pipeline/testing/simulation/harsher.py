@@ -29,11 +29,11 @@ from pipeline.testing.broker import REQUEST_TIMEOUT_S, Broker
 from pipeline.testing.group import Generation
 from pipeline.testing.network import Request
 from pipeline.testing.refusal import Code, Refused
-from pipeline.testing.simulation import course, crashes, evidence
+from pipeline.testing.simulation import course, crashes
 from pipeline.testing.simulation.cluster import GROUP, KEK, SOURCE, Cluster, Member, Shape
 from pipeline.testing.simulation.course import LOOK_S, RESUME_MAX_S, Verdict
 from pipeline.testing.simulation.crashes import Crashes, Plan
-from pipeline.testing.simulation.history import History, WitnessKernel
+from pipeline.testing.simulation.history import PATHS, History, WitnessKernel
 from pipeline.testing.simulation.loop import Process, SimulatedLoop
 from pipeline.testing.simulation.nemesis import Nemesis
 from pipeline.testing.simulation.story import Story
@@ -349,7 +349,7 @@ class HarshNemesis(Nemesis):
         harsh, backup = self._harsh, self._harsh.etcd.backup()
         self._lose_leader()
         self._usurp()
-        while harsh.etcd.get(evidence.PATHS.leader) is None:
+        while harsh.etcd.get(PATHS.leader) is None:
             await harsh.clock.sleep(crashes.LOOK_S)
         sleeper = harsh.member("key-manager").process
         if sleeper is None or sleeper.dead or self._over:

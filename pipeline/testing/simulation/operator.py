@@ -24,6 +24,7 @@ from pipeline.testing.round_writer import TwinRoundWriter
 from pipeline.testing.simulation import evidence
 from pipeline.testing.simulation.cluster import BATCHES, CHAIN, GROUP, SIGNED, SOURCE, Cluster, Shape
 from pipeline.testing.simulation.course import LOOK_S, RESUME_MAX_S
+from pipeline.testing.simulation.history import PATHS
 from pipeline.testing.simulation.loop import Process, SimulatedLoop
 from pipeline.testing.simulation.nemesis import Nemesis
 from pipeline.testing.simulation.remote import RemoteManager
@@ -256,7 +257,7 @@ def _still_lent(cluster: Cluster) -> Iterator[tuple[Hashable, int, Lent]]:
     counts = {batch: Lent(batch, e.digest, _key(e.chain_id, e.sender), e.first_nonce, e.count)
               for batch, e in cluster.ledger.rows.items()}  # fmt: skip
     view = View()
-    view.load(evidence.PATHS, cluster.etcd.under(evidence.PATHS.root))
+    view.load(PATHS, cluster.etcd.under(PATHS.root))
     for batch, held in view.assignments.items():
         a = held.record
         counts[batch] = Lent(batch, a.digest, _key(a.chain_id, a.address), a.first_nonce, a.count)

@@ -9,8 +9,8 @@ from pipeline.assignment.manager import KeyManager
 from pipeline.assignment.records import Assignment, StreamRecord
 from pipeline.ports import Assigned, AssignReply, AssignRequest, SignedBatch
 from pipeline.stream import Stream
-from pipeline.testing.invariants import Lent
 from pipeline.testing.network import Request
+from pipeline.testing.simulation.history import loan_of
 from pipeline.testing.simulation.wire import Callee
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class RemoteManager:
 
         async def assigned(manager: KeyManager) -> Sequence[AssignReply]:
             replies = await manager.assign(requests, deadline_s)
-            self._cluster.history.lent += [_lent(r.assignment) for r in replies if isinstance(r, Assigned)]
+            self._cluster.history.lent += [loan_of(r.assignment) for r in replies if isinstance(r, Assigned)]
             return replies
 
         return await self._ask("assign", assigned, deadline_s)
@@ -76,11 +76,6 @@ class RemoteManager:
 
         request = Request(name, server="key-manager")
         return await self._cluster.network.ask(request, callee, deadline_s + ANSWER_MARGIN_S)
-
-
-def _lent(a: Assignment) -> tuple[Stream, int, Lent]:
-    key = (a.chain_id, a.address) if a.count else None
-    return a.stream, a.seq, Lent((a.stream, a.seq), a.digest, key, a.first_nonce, a.count)
 
 
 class RemoteSigners:

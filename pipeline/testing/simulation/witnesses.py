@@ -9,7 +9,7 @@ from pipeline.ports import KeyValue, LedgerEntry, Txn, TxnResult
 from pipeline.testing.ledger import TwinLedger
 from pipeline.testing.network import Network
 from pipeline.testing.simulation import evidence
-from pipeline.testing.simulation.evidence import PATHS
+from pipeline.testing.simulation.history import PATHS
 from pipeline.testing.store import TwinEtcd, TwinStore
 
 
