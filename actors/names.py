@@ -69,6 +69,12 @@ def running(deployment: str) -> list[str]:
     return sorted(actor["name"] for actor in list_named_actors(all_namespaces=True) if actor["namespace"] == mine)
 
 
+def is_elsewhere(group: Group, ray_node: str) -> bool:
+    """Whether another living Ray node belongs to the group, too."""
+    nodes = (node for node in ray.nodes() if node["Alive"] and node["NodeID"] != ray_node)
+    return any(group.value in node["Resources"] for node in nodes)
+
+
 def end(name: str, deployment: str) -> None:
     """End an actor for good, if it is there."""
     try:

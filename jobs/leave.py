@@ -1,7 +1,7 @@
 """`python -m jobs.leave`: what a pod runs before it ends (a preStop hook of its container).
 
 The actors on this Ray node finish what they hold: readers their batch, consumers the rounds whose batches have a key;
-a key manager gives up its lead, so that the next need not wait for its lease. A pod that is killed instead loses
+a key manager gives up its lead if there is another node for it, so that the next need not wait for its lease. A pod that is killed instead loses
 nothing; the others wait a few seconds longer.
 """
 
@@ -33,7 +33,7 @@ async def leave(settings: Settings, node: str) -> None:
     if SUPERVISOR in running:
         supervisor = names.find(SUPERVISOR, settings.deployment)
         await ask(supervisor.leave.remote(node), LEAVE_TIMEOUT_S, SUPERVISOR)
-    elif KEY_MANAGER in running:
+    elif KEY_MANAGER in running and names.is_elsewhere(names.Group.KEY_MANAGER, node):
         manager = names.find(KEY_MANAGER, settings.deployment)
         if (await ask(manager.status.remote(), LEAVE_TIMEOUT_S, KEY_MANAGER)).ray_node == node:
             await ask(manager.leave.remote(), LEAVE_TIMEOUT_S, KEY_MANAGER)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import orjson
-from eth_keyfile.keyfile import decode_keyfile_json
 from pydantic import SecretBytes
 
 from pipeline.custody.generation import address_of
@@ -48,6 +47,9 @@ def _open(path: Path, password: SecretBytes) -> UnsealedKey:
 
 def open_keystore(name: str, keystore: Any, password: SecretBytes) -> UnsealedKey:
     """The private key of a parsed keystore. Slow by design (scrypt, PBKDF2). Raises SecretFileError with the name."""
+    # Loads py_ecc, 0.4 s that the key manager should not spend before it leads.
+    from eth_keyfile.keyfile import decode_keyfile_json  # noqa: PLC0415
+
     try:
         secret = decode_keyfile_json(keystore, password.get_secret_value())
     except ValueError as error:

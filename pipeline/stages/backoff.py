@@ -9,7 +9,7 @@ from pipeline.errors import OncesignError
 from pipeline.ports import Clock
 
 FIRST_S: Final = 0.1
-LONGEST_S: Final = 3.0
+LONGEST_S: Final = 1.0
 GIVE_UP_S: Final = 120.0
 """A dependency that is away for longer ends the stage with its name; the supervisor starts it again."""
 

@@ -99,7 +99,7 @@ def sign_while_pods_are_deleted(jobs: Dashboard, rounds: int, settle_s: float) -
     feeder.start()
     try:
         until("signing begins", lambda: faults.outcomes() > 0, JOB_TIMEOUT_S)
-        found = faults.delete_each(rounds, settle_s)
+        found = faults.delete_each(kinds, rounds, settle_s)
     finally:
         feeder.stop()
     until("every row has its outcome", lambda: faults.outcomes() == faults.rows(), JOB_TIMEOUT_S)
