@@ -71,7 +71,8 @@ def running(deployment: str) -> list[str]:
 
 def is_elsewhere(group: Group, ray_node: str) -> bool:
     """Whether another living Ray node belongs to the group, too."""
-    nodes = (node for node in ray.nodes() if node["Alive"] and node["NodeID"] != ray_node)
+    everyone: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = (node for node in everyone if node["Alive"] and node["NodeID"] != ray_node)
     return any(group.value in node["Resources"] for node in nodes)
 
 

@@ -1,8 +1,8 @@
 """`python -m jobs.leave`: what a pod runs before it ends (a preStop hook of its container).
 
 The actors on this Ray node finish what they hold: readers their batch, consumers the rounds whose batches have a key;
-a key manager gives up its lead if there is another node for it, so that the next need not wait for its lease. A pod that is killed instead loses
-nothing; the others wait a few seconds longer.
+a key manager gives up its lead if there is another node for it, so that the next need not wait for its lease. A pod
+that is killed instead loses nothing; the others wait a few seconds longer.
 """
 
 from __future__ import annotations
