@@ -46,11 +46,14 @@ proof: $(STAMP)  ## Run every layer of docs/proof.md for long: HOURS=1 for chaos
 	@$(BIN)/oncesign chaos --minutes $$(( $(HOURS) * 30 ))
 	@$(BIN)/oncesign simulate --minutes $$(( $(HOURS) * 30 )) --first $$(date +%s) --workers 2
 
+test-kube: export IMAGE := $(IMAGE)
+test-kube: export LOAD := $(LOAD)
+
 image:  ## Build oncesign:demo, the image of kuberay/ with the demo's servers; IMAGE="…" is another way to build it.
 	@$(IMAGE)
 
 test-kube: $(STAMP)  ## Sign on the cluster of KUBECONFIG, and delete its pods; LOAD="kind load docker-image oncesign:demo" ROUNDS=1.
-	@$(BIN)/python -m tests.kube --image '$(IMAGE) && $(LOAD)' --rounds $(ROUNDS)
+	@$(BIN)/python -m tests.kube --image "$$IMAGE && $$LOAD" --rounds $(ROUNDS)
 
 lint: $(STAMP)  ## Check style, types, layers and sizes.
 	@$(BIN)/ruff check .

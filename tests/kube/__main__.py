@@ -1,7 +1,7 @@
 """`python -m tests.kube`: build and load the image, apply the demo, sign, delete pods while signing, verify, tear down.
 
 Needs kubectl and KUBECONFIG, and a cluster with the KubeRay operator. Prints a table and one JSON line; exit code 1
-when anything is not as it should be.
+when anything is not as it should be. A namespace `demo` that was there before is used, and left as it is.
 """
 
 from __future__ import annotations
@@ -11,10 +11,25 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
-from tests.kube import faults
-from tests.kube.namespace import NAME, Dashboard, KubeError, checkout, dashboard, kubectl, ready, restarts, say, until
+from tests.kube import faults, idle, refusals, ways
+from tests.kube.namespace import (
+    ENDED,
+    NAME,
+    Dashboard,
+    KubeError,
+    checkout,
+    complaints,
+    exists,
+    kubectl,
+    ready,
+    restarts,
+    say,
+    until,
+)
 
 OVERLAY: Final = "kuberay/overlays/demo"
 READY_TIMEOUT_S: Final = 300.0
@@ -25,6 +40,7 @@ DRAIN_TIMEOUT_S: Final = 180.0
 DELETE_TIMEOUT_S: Final = 300.0
 IMAGE_TIMEOUT_S: Final = 3600.0
 KEYS: Final = 16
+IDLE_AFTER_S: Final = 15.0
 STATEFUL_SETS: Final = ("etcd", "pgsql", "kafka", "redis")
 
 
@@ -34,32 +50,49 @@ def main() -> None:
     parser.add_argument("--image", default="", help="a shell command that builds oncesign:demo and loads it")
     parser.add_argument("--rows", type=int, default=50_000, help="to sign before pods are deleted")
     parser.add_argument("--rounds", type=int, default=1, help="how often each kind of pod is deleted")
+    parser.add_argument("--only", action="append", metavar="KIND", help="delete pods of this kind only, e.g. signer")
     parser.add_argument("--settle", type=float, default=10.0, help="seconds of signing between two deletions")
     parser.add_argument("--keep", action="store_true", help="leave the namespace as it is at the end")
     arguments = parser.parse_args()
+    kinds = [kind for kind in faults.KINDS if not arguments.only or kind.name in arguments.only]
+    report: dict[str, Any] = {"ok": False}
+    keep = arguments.keep or exists()
     try:
         if arguments.image:
             say("building and loading the image")
             subprocess.run(arguments.image, shell=True, check=True, cwd=checkout(), timeout=IMAGE_TIMEOUT_S)  # noqa: S602 - the caller's own command
-        report = run(arguments.rows, arguments.rounds, arguments.settle)
+        run(report, arguments.rows, Deletions(kinds, arguments.rounds, arguments.settle))
     except (KubeError, subprocess.SubprocessError) as error:
+        report["error"] = str(error)
         say(f"error: {error}")
-        sys.exit(1)
     finally:
-        if not arguments.keep:
+        if not keep:
             tear_down()
     sys.stdout.write(json.dumps(report) + "\n")
     sys.exit(0 if report["ok"] else 1)
 
 
-def run(rows: int, rounds: int, settle_s: float) -> dict[str, Any]:
-    """All of it; what was measured. Raises KubeError."""
-    report: dict[str, Any] = {"ready_s": apply()}
-    with dashboard() as jobs:
+@dataclass(frozen=True, slots=True)
+class Deletions:
+    """Which pods, how often, and how long signing goes on between two."""
+
+    kinds: Sequence[faults.Kind]
+    rounds: int
+    settle_s: float
+
+
+def run(report: dict[str, Any], rows: int, deletions: Deletions) -> None:
+    """All of it, into the report. Raises KubeError."""
+    report["ready_s"] = apply()
+    with Dashboard() as jobs:
         report |= sign(jobs, rows)
-        report |= sign_while_pods_are_deleted(jobs, rounds, settle_s)
-    report["ok"] = not report["violations"] and not report["too_late"] and not report["restarted"]
-    return report
+        report |= rest(jobs)
+        report |= try_ways()
+        report |= sign_while_pods_are_deleted(jobs, deletions)
+        report["not_refused"] = refusals.missed(jobs)
+        report["violations"] += verify(jobs)
+    wrong = ("violations", "too_late", "restarted", "complaints", "not_refused", "blocked", "open", "too_busy")
+    report["ok"] = not any(report[name] for name in wrong)
 
 
 def apply() -> float:
@@ -91,15 +124,43 @@ def sign(jobs: Dashboard, rows: int) -> dict[str, Any]:
     return {"rows": rows, "signed": summary["signed"], "rejected": summary["rejected"], "seconds": summary["seconds"]}
 
 
-def sign_while_pods_are_deleted(jobs: Dashboard, rounds: int, settle_s: float) -> dict[str, Any]:
+def rest(jobs: Dashboard) -> dict[str, Any]:
+    """What the pipeline uses while it runs and nothing comes; then the job is stopped, which drains it."""
+    job = jobs.submit("python -m jobs.sign")
+    until("the pipeline runs", lambda: '"progress"' in jobs.logs(job), JOB_TIMEOUT_S)
+    time.sleep(IDLE_AFTER_S)
+    share, actors = idle.share()
+    say(f"idle: {share:.1%} of a core")
+    jobs.stop(job)
+    until("the stopped job ends", lambda: jobs.status(job) in ENDED, DRAIN_TIMEOUT_S)
+    summary = last_json(jobs.logs(job))
+    say(f"stopped: {summary['outcomes']}")
+    return {"idle_share": share, "idle_cpu_s": actors, "too_busy": share > idle.BOUND}
+
+
+def try_ways() -> dict[str, Any]:
+    """Ways that must be open and are not; others, if the cluster's network enforces policies at all."""
+    allowed, found = ways.allowed(), ways.open_ways()
+    everything = {(caller, called) for caller in ways.CALLERS for called in ways.CALLED}
+    enforced = found != everything
+    say(f"{len(found)} ways between pods are open" + ("" if enforced else ": this network enforces no policy"))
+    return {
+        "policies_enforced": enforced,
+        "blocked": sorted(map(" → ".join, allowed - found)),
+        "open": sorted(map(" → ".join, found - allowed)) if enforced else [],
+    }
+
+
+def sign_while_pods_are_deleted(jobs: Dashboard, deletions: Deletions) -> dict[str, Any]:
     """Rows come all the time, pods go; at the end everything is verified."""
     before = restarts()
-    job = jobs.submit("python -m jobs.sign")
+    jobs.submit("python -m jobs.sign")
+    known = faults.outcomes()
     feeder = faults.Feeder()
     feeder.start()
     try:
-        until("signing begins", lambda: faults.outcomes() > 0, JOB_TIMEOUT_S)
-        found = faults.delete_each(kinds, rounds, settle_s)
+        until("signing begins", lambda: faults.outcomes() > known, JOB_TIMEOUT_S)
+        found = faults.delete_each(deletions.kinds, deletions.rounds, deletions.settle_s)
     finally:
         feeder.stop()
     until("every row has its outcome", lambda: faults.outcomes() == faults.rows(), JOB_TIMEOUT_S)
@@ -108,14 +169,12 @@ def sign_while_pods_are_deleted(jobs: Dashboard, rounds: int, settle_s: float) -
     violations = verify(jobs)
     for line in faults.table(found):
         say(line)
-    after = restarts()
-    restarted = {name: count for name, count in after.items() if name in before and count > before[name]}
     return {
-        "resumed_s": {kind: [round(seconds, 1) for seconds in times] for kind, times in found.items()},
+        "stood_still_s": {kind: [round(seconds, 1) for seconds in times] for kind, times in found.items()},
         "too_late": faults.too_late(found),
-        "restarted": restarted,
+        "restarted": {name: count for name, count in restarts().items() if count > before.get(name, 0)},
+        "complaints": complaints(),
         "outcomes": summary["outcomes"],
-        "first_job": str(jobs.status(job)),
         "violations": violations,
     }
 

@@ -10,10 +10,9 @@ import subprocess
 import sys
 import time
 from base64 import b64decode
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -23,6 +22,8 @@ NAME: Final = "demo"
 CLUSTER: Final = "oncesign"
 CALL_TIMEOUT_S: Final = 60.0
 LOOK_S: Final = 0.5
+FORWARD_TIMEOUT_S: Final = 10.0
+COMPLAINTS: Final = frozenset({"BackOff", "Failed", "OOMKilling", "FailedScheduling", "Evicted"})
 ENDED: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED})
 PSQL: Final = (
     'PGPASSWORD="$(cat /run/secrets/oncesign/postgres/password)" /opt/postgres/bin/psql -qtA -h 127.0.0.1 -U oncesign'
@@ -57,6 +58,11 @@ def until(what: str, true: Callable[[], bool], timeout_s: float) -> float:
     raise KubeError(f"{what}: not in {timeout_s:.0f} s. {last}")
 
 
+def exists() -> bool:
+    """Whether somebody has made the namespace before."""
+    return bool(kubectl("get", "namespace", NAME, "--ignore-not-found", "-o", "name").strip())
+
+
 def pods(selector: str) -> list[dict[str, Any]]:
     """Those with the labels, the ones that are being deleted left out."""
     found = json.loads(kubectl("-n", NAME, "get", "pods", "-l", selector, "-o", "json"))["items"]
@@ -72,6 +78,16 @@ def restarts() -> dict[str, int]:
     }
 
 
+def complaints() -> dict[str, int]:
+    """Kubernetes' warnings that a pod fails again and again, by reason and object, with their counts."""
+    found = json.loads(kubectl("-n", NAME, "get", "events", "--field-selector=type=Warning", "-o", "json"))["items"]
+    return {
+        f"{event['reason']} {event['involvedObject']['name']}": event.get("count") or 1
+        for event in found
+        if event["reason"] in COMPLAINTS
+    }
+
+
 def ready() -> bool:
     """Whether the RayCluster says that all of its pods are."""
     state = kubectl("-n", NAME, "get", "raycluster", CLUSTER, "-o", "jsonpath={.status.state}")
@@ -84,36 +100,60 @@ def sql(statement: str) -> list[str]:
     return output.split()
 
 
-@contextmanager
-def dashboard() -> Iterator[Dashboard]:
-    """The head's dashboard, by a forwarded port that is opened again when the head is another pod."""
-    made = Dashboard()
-    try:
-        yield made
-    finally:
-        made.close()
+class Forward:
+    """A port here that leads to one of a service, opened again when it broke."""
+
+    def __init__(self, service: str, port: int) -> None:
+        self.url = f"http://127.0.0.1:{(local := free_port())}"
+        self._local = local
+        self._argv = ["kubectl", "-n", NAME, "port-forward", f"svc/{service}", f"{local}:{port}"]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def open(self) -> None:
+        """Returns when it listens, or after some seconds."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self._process = subprocess.Popen(self._argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with contextlib.suppress(KubeError):
+            until("the forwarded port", lambda: _listens(self._local), FORWARD_TIMEOUT_S)
+
+    def close(self) -> None:
+        """End it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
 
 
 class Dashboard:
-    """Submits jobs, and tells how they ended."""
+    """Submits jobs, and tells how they ended; a context manager."""
 
     def __init__(self) -> None:
-        self._port = free_port()
-        self._forward: subprocess.Popen[bytes] | None = None
+        self._forward = Forward(f"{CLUSTER}-head-svc", 8265)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._forward.close()
 
     def submit(self, entry_point: str) -> str:
         """The job's id. Raises KubeError."""
-        return str(self._client().submit_job(entrypoint=entry_point))
+        return str(self._ask(lambda client: client.submit_job(entrypoint=entry_point)))
 
     def run(self, entry_point: str, timeout_s: float) -> str:
         """A job to its end; its log. Raises KubeError when it failed."""
-        until("the dashboard answers", lambda: bool(self._client()), timeout_s)
-        job = self.submit(entry_point)
-        until(f"{entry_point} ends", lambda: self.status(job) in ENDED, timeout_s)
-        logs = self.logs(job)
-        if self.status(job) is not JobStatus.SUCCEEDED:
+        status, logs = self.end_of(entry_point, timeout_s)
+        if status is not JobStatus.SUCCEEDED:
             raise KubeError(f"{entry_point} failed:\n{logs[-3000:]}")
         return logs
+
+    def end_of(self, entry_point: str, timeout_s: float) -> tuple[JobStatus, str]:
+        """How a job ended, and its log. Raises KubeError."""
+        until("the dashboard answers", lambda: bool(self._ask(lambda client: client.get_version())), timeout_s)
+        job = self.submit(entry_point)
+        until(f"{entry_point} ends", lambda: self.status(job) in ENDED, timeout_s)
+        return self.status(job), self.logs(job)
 
     def status(self, job: str) -> JobStatus:
         """Of a job. Raises KubeError while the head is away."""
@@ -127,39 +167,21 @@ class Dashboard:
         """SIGTERM to its driver, which drains."""
         self._ask(lambda client: client.stop_job(job))
 
-    def close(self) -> None:
-        """End the forwarding."""
-        if self._forward is not None:
-            self._forward.kill()
-            self._forward.wait()
-            self._forward = None
-
     def _ask(self, question: Callable[[JobSubmissionClient], Any]) -> Any:
         try:
-            return question(self._client())
+            self._forward.open()
+            token = secret(CLUSTER, "auth_token")
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+            return question(JobSubmissionClient(self._forward.url, headers={"Authorization": f"Bearer {token}"}))
         except (RuntimeError, OSError) as error:
-            self.close()
+            self._forward.close()
             raise KubeError(f"the dashboard: {str(error)[-500:]}") from error
 
-    def _client(self) -> JobSubmissionClient:
-        if self._forward is None or self._forward.poll() is not None:
-            self._open()
-        token = b64decode(kubectl("-n", NAME, "get", "secret", CLUSTER, "-o", "jsonpath={.data.auth_token}")).decode()
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-        try:
-            return JobSubmissionClient(f"http://127.0.0.1:{self._port}", headers={"Authorization": f"Bearer {token}"})
-        except (RuntimeError, OSError) as error:
-            self.close()
-            raise KubeError(f"the dashboard: {str(error)[-500:]}") from error
 
-    def _open(self) -> None:
-        self._forward = subprocess.Popen(
-            ["kubectl", "-n", NAME, "port-forward", f"svc/{CLUSTER}-head-svc", f"{self._port}:8265"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        with contextlib.suppress(KubeError):
-            until("the forwarded port", lambda: _listens(self._port), 10)
+def secret(name: str, key: str) -> str:
+    """One value of a Secret."""
+    escaped = key.replace(".", "\\.")
+    return b64decode(kubectl("-n", NAME, "get", "secret", name, "-o", f"jsonpath={{.data.{escaped}}}")).decode()
 
 
 def _listens(port: int) -> bool:
