@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 RESTART_FIRST_S: Final = 0.5
 RESTART_LONGEST_S: Final = 15.0
+LOOK_S: Final = 2.0
+"""Between two looks at one that runs."""
+
 HEALTHY_AFTER_S: Final = 30.0
 """A stage that ran this long starts over with the shortest pause."""
 
@@ -35,6 +38,7 @@ class Member:
     status: StageStatus | None = None
     pause_s: float = RESTART_FIRST_S
     started_s: float = 0.0
+    looked_s: float = -LOOK_S
     starts: int = 0
     answered: bool = False
     leaving: str = ""  #: the Ray node that is about to end, where it is not started again
@@ -44,8 +48,14 @@ class Member:
         """Whether it is still on a node that is about to end."""
         return self.status is not None and bool(self.leaving) and self.status.ray_node == self.leaving
 
+    def is_due(self, now_s: float) -> bool:
+        """Whether it should be looked at."""
+        runs = self.answered and self.status is not None and self.status.state is StageState.RUNNING
+        return not runs or now_s - self.looked_s >= LOOK_S
+
     async def look(self, now_s: float) -> None:
         """Ask how it is, and start it when it does not run and its pause is over."""
+        self.looked_s = now_s
         timeout_s = CALL_TIMEOUT_S if self.answered else START_TIMEOUT_S
         try:
             self.status = await ask(self.actor.status.remote(), timeout_s, self.name)

@@ -108,15 +108,15 @@ class SupervisorActor:
 
         self._host.start(run)
 
-    async def status(self) -> PipelineStatus:
-        """Never raises."""
+    async def status(self, *, look: bool) -> PipelineStatus:
+        """Whether it is drained is looked at only if told to: that asks Postgres, Kafka and etcd. Never raises."""
         own = self._host.status()
         errors = [own.error] + [m.status.error for m in self._members if m.status is not None and m.status.fatal]
         return PipelineStatus(
             pid=os.getpid(),
             error=next((error for error in errors if error is not None), None),
             members={member.name: member.status for member in self._members},
-            drained=self._ready and own.error is None and await self._drained(),
+            drained=look and self._ready and own.error is None and await self._drained(),
             halted=self._halted(),
             restarts=sum(max(0, member.starts - 1) for member in self._members),
         )
@@ -165,9 +165,10 @@ class SupervisorActor:
         looks: dict[str, asyncio.Task[None]] = {}
         try:
             while not stop.is_set():
+                now_s = time.monotonic()
                 for member in self._members:  # each by itself: one whose node is gone does not answer for long
-                    if member.name not in looks or looks[member.name].done():
-                        looks[member.name] = asyncio.create_task(member.look(time.monotonic()))
+                    if member.is_due(now_s) and (member.name not in looks or looks[member.name].done()):
+                        looks[member.name] = asyncio.create_task(member.look(now_s))
                 await asyncio.sleep(SUPERVISE_EVERY_S)
         finally:
             await cancel(looks.values())

@@ -104,11 +104,13 @@ class Driver:
             ).remote(self._settings, self._crew, stamp(self._settings))
         await ask(self._supervisor.start.remote(), START_TIMEOUT_S, "the supervisor")
 
-    async def _status(self) -> PipelineStatus:
-        """A dead supervisor is replaced; the crew stays at work meanwhile."""
+    async def _status(self, *, look: bool) -> PipelineStatus:
+        """Whether it is drained, too, if `look`. A dead supervisor is replaced; the crew stays at work meanwhile."""
         try:
             await ask(self._supervisor.follow.remote(self._job), STATUS_TIMEOUT_S, "the supervisor")
-            status: PipelineStatus = await ask(self._supervisor.status.remote(), STATUS_TIMEOUT_S, "the supervisor")
+            status: PipelineStatus = await ask(
+                self._supervisor.status.remote(look=look), STATUS_TIMEOUT_S, "the supervisor"
+            )
         except RuntimeFault as error:
             _say(f"{error} A new one is started.")
             await self._create()
@@ -135,16 +137,24 @@ class Driver:
     async def _follow(self, ledger: PostgresLedger) -> PipelineStatus:
         said_s = 0.0
         while True:
-            status = await self._status()
+            status = await self._status(look=self._wish.until_drained)
             await self._count(ledger, status)
             now_s = time.monotonic()
             ended = self._wish.until_drained and self._ended(status)
             if ended or self._stop.is_set() or now_s - said_s >= PROGRESS_EVERY_S:
                 _print({"progress": self._progress(status)})
                 said_s = now_s
-            if ended or self._stop.is_set():
+            if ended:
                 return status
+            if self._stop.is_set():
+                return await self._stopped(status)
             await asyncio.wait([asyncio.create_task(self._stop.wait())], timeout=LOOK_S)
+
+    async def _stopped(self, status: PipelineStatus) -> PipelineStatus:
+        """With what a second look says of the rest: nothing is drained that is seen but once."""
+        for _ in range(0 if self._wish.until_drained else 2):
+            status = await self._status(look=True)
+        return status
 
     def _ended(self, status: PipelineStatus) -> bool:
         """Drained, and looked at by the verifier since."""

@@ -20,6 +20,7 @@ class Backoff:
 
     clock: Clock
     give_up_s: float = GIVE_UP_S
+    longest_s: float = LONGEST_S
     wait_s: float = FIRST_S
     failing_since_s: float | None = None
 
@@ -31,7 +32,7 @@ class Backoff:
         if now - self.failing_since_s > self.give_up_s:
             raise error
         await self.clock.sleep(self.wait_s)
-        self.wait_s = min(self.wait_s * 2, LONGEST_S)
+        self.wait_s = min(self.wait_s * 2, self.longest_s)
 
     def reset(self) -> None:
         """Start over."""

@@ -60,6 +60,9 @@ POLL_PAUSED_S: Final = 0.1
 """While a partition is paused: its queue may be half empty soon."""
 
 ASSIGN_DEADLINE_S: Final = 2.0
+ASSIGN_PAUSE_MAX_S: Final = 0.3
+"""Between two tries: no batch moves until there is a key manager."""
+
 ASSIGN_AHEAD: Final = 4
 """Batches that may have a key before a signer is free for them, so that no signer waits for the key manager."""
 
@@ -274,7 +277,7 @@ class BatchConsumer:
     # ── assign and sign ──────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _assign(self, stop: asyncio.Event) -> None:
-        backoff = Backoff(self._clock)
+        backoff = Backoff(self._clock, longest_s=ASSIGN_PAUSE_MAX_S)
         while not stop.is_set():
             if not (works := self._assignable()):
                 await self._wait_for_change()

@@ -32,6 +32,9 @@ LAG_LOOK_S: Final = 0.4
 """How often a reader that is too far ahead looks whether the consumers have come closer."""
 
 IDLE_FIRST_S: Final = 0.01
+QUIET_AFTER_S: Final = 10.0
+QUIET_POLL_S: Final = 1.0
+"""Between two looks when nothing has come for so long, unless poll_max_s is longer: a look costs a query."""
 
 
 class Streams(Protocol):
@@ -109,15 +112,17 @@ class BatchReader:
         return position
 
     async def _follow(self, position: ReaderPosition, stop: asyncio.Event) -> None:
-        idle_s = IDLE_FIRST_S
+        idle_s, last_s = IDLE_FIRST_S, self._clock.monotonic_s()
         while not stop.is_set():
             await self._await_consumers(position.seq, stop)
             batches = await self._next_batches(position)
             if not batches:
                 await self._clock.sleep(idle_s)
-                idle_s = min(idle_s * 2, self._settings.poll_max_s)
+                quiet = self._clock.monotonic_s() - last_s > QUIET_AFTER_S
+                longest_s = self._settings.poll_max_s
+                idle_s = min(idle_s * 2, max(longest_s, QUIET_POLL_S) if quiet else longest_s)
                 continue
-            idle_s = IDLE_FIRST_S
+            idle_s, last_s = IDLE_FIRST_S, self._clock.monotonic_s()
             position = await self._publish(batches)
             if sum(batch.rows.num_rows for batch in batches) < self._settings.batch_rows_max:
                 # Pace instead of waiting with rows in hand: the first row after a pause goes out at once.

@@ -129,13 +129,13 @@ def rest(jobs: Dashboard) -> dict[str, Any]:
     job = jobs.submit("python -m jobs.sign")
     until("the pipeline runs", lambda: '"progress"' in jobs.logs(job), JOB_TIMEOUT_S)
     time.sleep(IDLE_AFTER_S)
-    share, actors = idle.share()
+    share, bare, actors = idle.share(jobs)
     say(f"idle: {share:.1%} of a core")
     jobs.stop(job)
     until("the stopped job ends", lambda: jobs.status(job) in ENDED, DRAIN_TIMEOUT_S)
     summary = last_json(jobs.logs(job))
     say(f"stopped: {summary['outcomes']}")
-    return {"idle_share": share, "idle_cpu_s": actors, "too_busy": share > idle.BOUND}
+    return {"idle_share": share, "idle_bare_cpu_s": bare, "idle_cpu_s": actors, "too_busy": share > idle.BOUND}
 
 
 def try_ways() -> dict[str, Any]:

@@ -12,13 +12,20 @@ from typing import Final
 from tests.kube.namespace import NAME, KubeError, kubectl, pods, say, sql, until
 
 RESUME_TIMEOUT_S: Final = 240.0
-FEED_EVERY_S: Final = 1.0
-FEED_ROWS: Final = 80
+SLOWLY_S: Final = 4.0
+"""Between two looks while something is measured, which has the same processor."""
+
+FEED_EVERY_S: Final = 0.25
+FEED_TIMES: Final = 40
+"""By one psql: a process for each insert would take the processor from what is measured."""
+
+FEED_ROWS: Final = 24
 SHARDS: Final = 8
 FEED: Final = f"""
 INSERT INTO transactions (type, chain_id, "to", value, gas_limit, max_fee_per_gas, max_priority_fee_per_gas, data)
 SELECT type, chain_id, "to", value, gas_limit, max_fee_per_gas, max_priority_fee_per_gas, data
 FROM transactions WHERE access_list IS NULL ORDER BY id LIMIT {FEED_ROWS}
+\\watch interval={FEED_EVERY_S} count={FEED_TIMES}
 """
 LONGEST: Final = """
 SELECT max(written_at - before) FROM (
@@ -87,14 +94,14 @@ def outcomes() -> int:
 def delete(kind: Kind) -> float:
     """Delete one of them, wait for the next; the longest time meanwhile in which a stream signed no batch, in seconds.
 
-    Rows come every second for every stream, so one or two seconds are what is seen without any deletion.
+    Rows come all the time for every stream; about a second is what is seen without any deletion.
     """
     victim = pods(kind.selector)[0]["metadata"]["name"]
     [began] = sql("SELECT extract(epoch FROM clock_timestamp())")
     kubectl("-n", NAME, "delete", "pod", victim, timeout_s=RESUME_TIMEOUT_S)
-    until(f"a new {kind.name}", lambda: _all_ready(kind), RESUME_TIMEOUT_S)
+    until(f"a new {kind.name}", lambda: _all_ready(kind), RESUME_TIMEOUT_S, every_s=SLOWLY_S)
     mark = int(sql("SELECT max(id) FROM transactions")[0])
-    until(f"signing goes on without {victim}", lambda: _verified_since(mark), RESUME_TIMEOUT_S)
+    until(f"signing goes on without {victim}", lambda: _verified_since(mark), RESUME_TIMEOUT_S, every_s=SLOWLY_S)
     [longest] = sql(LONGEST.format(began=began))
     say(f"  {kind.name}: {victim} deleted; no stream stood still for more than {float(longest):.1f} s")
     return float(longest)

@@ -23,7 +23,7 @@ CLUSTER: Final = "oncesign"
 CALL_TIMEOUT_S: Final = 60.0
 LOOK_S: Final = 0.5
 FORWARD_TIMEOUT_S: Final = 10.0
-COMPLAINTS: Final = frozenset({"BackOff", "Failed", "OOMKilling", "FailedScheduling", "Evicted"})
+COMPLAINTS: Final = frozenset({"BackOff", "Failed", "OOMKilling", "Evicted"})
 ENDED: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED})
 PSQL: Final = (
     'PGPASSWORD="$(cat /run/secrets/oncesign/postgres/password)" /opt/postgres/bin/psql -qtA -h 127.0.0.1 -U oncesign'
@@ -44,7 +44,7 @@ def kubectl(*arguments: str, timeout_s: float = CALL_TIMEOUT_S, given: str | Non
     return done.stdout
 
 
-def until(what: str, true: Callable[[], bool], timeout_s: float) -> float:
+def until(what: str, true: Callable[[], bool], timeout_s: float, every_s: float = LOOK_S) -> float:
     """Wait; the seconds that it took. A command that fails meanwhile is tried again. Raises KubeError."""
     started_s = time.monotonic()
     last = ""
@@ -54,7 +54,7 @@ def until(what: str, true: Callable[[], bool], timeout_s: float) -> float:
                 return time.monotonic() - started_s
         except (KubeError, subprocess.TimeoutExpired) as error:
             last = str(error)
-        time.sleep(LOOK_S)
+        time.sleep(every_s)
     raise KubeError(f"{what}: not in {timeout_s:.0f} s. {last}")
 
 

@@ -23,7 +23,7 @@ BATCH: Final = {
     "seq": 1,
     "prev": str(START),
     "cursor": "5:7",
-    "digest": "0x" + "11" * 32,
+    "digest": "11" * 32,
     "chain_id": 1,
     "system_id": "7000000000000000001",
     "rows": 1,
@@ -33,7 +33,7 @@ BATCH: Final = {
     "signed_from": [0],
 }
 ASSIGN: Final = {"worker": "desk-1", "node": "outside", "deadline_s": 0, "batches": [BATCH]}
-RELEASE: Final = {"worker": "desk-1", "batches": [{"stream": "payouts/0", "seq": 1_000_000}]}
+RELEASE: Final = {"worker": "desk-1", "batches": []}
 
 
 def missed(jobs: Dashboard) -> list[str]:
@@ -50,7 +50,7 @@ def _of_the_service() -> Iterator[str]:
             (Code.UNAUTHORIZED, _post(forward, "/v1/assign", b"{}", "w" * 32)),
             (Code.NOT_JSON, _post(forward, "/v1/assign", b"{", token)),
             (Code.UNKNOWN_STREAM, _post(forward, "/v1/assign", json.dumps(ASSIGN).encode(), token)),
-            (Code.NOT_RELEASABLE, _post(forward, "/v1/release", json.dumps(RELEASE).encode(), token)),
+            (Code.INVALID, _post(forward, "/v1/release", json.dumps(RELEASE).encode(), token)),
         ]
     except requests.RequestException as error:
         raise KubeError(f"the key manager's service: {error}") from error
