@@ -19,6 +19,7 @@ from pipeline.testing.simulation.course import Verdict
 from pipeline.testing.simulation.harsher import run
 from pipeline.testing.simulation.memory import remembered
 from pipeline.testing.simulation.story import Event
+from tests.simulation.conftest import Early
 
 SEEDS = 2_000
 FAULTS = {
@@ -33,24 +34,23 @@ def simulate(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, timeout=280, check=False)
 
 
-def simulated(*options: str) -> dict[str, Any]:
-    done = simulate(*options, "--json")
+def summary(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 @pytest.mark.timeout(300)
-def test_two_thousand_courses_break_nothing() -> None:
-    found = simulated("--seeds", str(SEEDS), "--workers", "2")
+def test_two_thousand_courses_break_nothing(early: Early) -> None:
+    found = summary(early.answer("test_two_thousand_courses_break_nothing"))
     assert (found["courses"], found["broken"]) == (SEEDS, 0)
     assert found["faults"].keys() == FAULTS
     assert found["rows"] > 4 * SEEDS
 
 
 @pytest.mark.timeout(300)
-def test_every_crash_point_breaks_nothing() -> None:
-    found = simulated("--crash-points", "each", "--workers", "2")
+def test_every_crash_point_breaks_nothing(early: Early) -> None:
+    found = summary(early.answer("test_every_crash_point_breaks_nothing"))
     assert found["broken"] == 0
     assert found["courses"] > 240
     # Some requests are made only once or twice; each boundary is met at least at its first.
