@@ -33,7 +33,7 @@ LAG_LOOK_S: Final = 0.4
 
 IDLE_FIRST_S: Final = 0.01
 QUIET_AFTER_S: Final = 10.0
-QUIET_POLL_S: Final = 1.0
+QUIET_POLL_S: Final = 2.0
 """Between two looks when nothing has come for so long, unless poll_max_s is longer: a look costs a query."""
 
 

@@ -131,11 +131,17 @@ def rest(jobs: Dashboard) -> dict[str, Any]:
     time.sleep(IDLE_AFTER_S)
     share, bare, actors = idle.share(jobs)
     say(f"idle: {share:.1%} of a core")
-    jobs.stop(job)
-    until("the stopped job ends", lambda: jobs.status(job) in ENDED, DRAIN_TIMEOUT_S)
+    end(jobs, job)
     summary = last_json(jobs.logs(job))
     say(f"stopped: {summary['outcomes']}")
     return {"idle_share": share, "idle_bare_cpu_s": bare, "idle_cpu_s": actors, "too_busy": share > idle.BOUND}
+
+
+def end(jobs: Dashboard, job: str) -> None:
+    """Stop a job that may have ended with its head. Raises KubeError."""
+    if jobs.status(job) not in ENDED:
+        jobs.stop(job)
+    until("the stopped job ends", lambda: jobs.status(job) in ENDED, DRAIN_TIMEOUT_S)
 
 
 def try_ways() -> dict[str, Any]:
@@ -154,7 +160,7 @@ def try_ways() -> dict[str, Any]:
 def sign_while_pods_are_deleted(jobs: Dashboard, deletions: Deletions) -> dict[str, Any]:
     """Rows come all the time, pods go; at the end everything is verified."""
     before = restarts()
-    jobs.submit("python -m jobs.sign")
+    job = jobs.submit("python -m jobs.sign")
     known = faults.outcomes()
     feeder = faults.Feeder()
     feeder.start()
@@ -165,6 +171,7 @@ def sign_while_pods_are_deleted(jobs: Dashboard, deletions: Deletions) -> dict[s
         feeder.stop()
     until("every row has its outcome", lambda: faults.outcomes() == faults.rows(), JOB_TIMEOUT_S)
     say("draining, and verifying")
+    end(jobs, job)
     summary = last_json(jobs.run("python -m jobs.sign --until-drained", SIGN_TIMEOUT_S + DRAIN_TIMEOUT_S))
     violations = verify(jobs)
     for line in faults.table(found):
