@@ -121,7 +121,7 @@ class SignerPool:
             return await self._signed(name, actor, batch, assigned)
         except RuntimeFault:
             if name not in self._silent:
-                self._silent[name] = asyncio.create_task(self._await_answer(name, actor))
+                self._silent[name] = asyncio.create_task(self._await_answer(name))
             raise
         finally:
             self._busy[name] -= 1
@@ -141,9 +141,9 @@ class SignerPool:
         finally:
             call.cancel()
 
-    async def _await_answer(self, name: str, actor: Any) -> None:
-        """As long as it takes: where its node is gone, until there is another."""
-        while True:
+    async def _await_answer(self, name: str) -> None:
+        """As long as it is in use: where its node is gone, until there is another."""
+        while (actor := self._actors.get(name)) is not None:
             try:
                 await _answers(actor, SIGN_TIMEOUT_S, name)
             except RuntimeFault:

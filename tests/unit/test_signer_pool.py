@@ -165,3 +165,23 @@ async def test_a_signer_that_says_what_it_lacks_is_asked_again() -> None:
     await turns()
     one.finish()
     assert await asked == b""
+
+
+async def test_a_silent_signer_that_is_let_go_is_asked_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "LOOK_S", 0.01)
+    one, two = Signer(), Signer()
+    pool = SignerPool({"one": one}, 1)
+    [asked] = ask(pool, 1)
+    await turns()
+    one.die()
+    with pytest.raises(RuntimeFault):
+        await asked
+    pool.use({"two": two})
+    one.status.calls.pop().set_exception(RayActorError())
+    await asyncio.sleep(0.05)
+    assert not one.status.calls
+    pool.use({"one": one})  # a new one of that name
+    [asked] = ask(pool, 1)
+    await turns()
+    one.finish()
+    assert await asked == b""
