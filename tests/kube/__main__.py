@@ -90,6 +90,7 @@ def run(report: dict[str, Any], rows: int, deletions: Deletions) -> None:
         report |= try_ways()
         report |= sign_while_pods_are_deleted(jobs, deletions)
         report["not_refused"] = refusals.missed(jobs)
+        recover(jobs)
         report["violations"] += verify(jobs)
     wrong = ("violations", "too_late", "restarted", "complaints", "not_refused", "blocked", "open", "too_busy")
     report["ok"] = not any(report[name] for name in wrong)
@@ -184,6 +185,25 @@ def sign_while_pods_are_deleted(jobs: Dashboard, deletions: Deletions) -> dict[s
         "outcomes": summary["outcomes"],
         "violations": violations,
     }
+
+
+def recover(jobs: Dashboard) -> None:
+    """With everything ended, as an operator does it. Raises KubeError."""
+    jobs.run("oncesign down", JOB_TIMEOUT_S)
+    folder = str(checkout() / "kuberay" / "recovery")
+    kubectl("apply", "-k", folder)
+    try:
+        kubectl(
+            "-n", NAME, "wait", "job/recover", "--for=condition=complete", f"--timeout={JOB_TIMEOUT_S:.0f}s",
+            timeout_s=JOB_TIMEOUT_S + 10,
+        )  # fmt: skip
+    except KubeError as error:
+        logs = kubectl("-n", NAME, "logs", "job/recover", "--tail=20")
+        raise KubeError(f"{error}\n{logs}") from error
+    finally:
+        kubectl("delete", "-k", folder, "--ignore-not-found")
+    say("recovered")
+    jobs.run("oncesign up", JOB_TIMEOUT_S)
 
 
 def verify(jobs: Dashboard) -> int:

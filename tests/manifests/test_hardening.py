@@ -10,9 +10,10 @@ import pytest
 from pipeline.adapters.postgres import connection_string
 from pipeline.settings import PostgresSettings
 from tests.manifests.hardening import account_tokens, restricted, told, unbounded, writable
-from tests.manifests.parties import RAY
+from tests.manifests.parties import RAY, parties
 from tests.manifests.planted import ray_cluster
 from tests.manifests.pods import Pod, pods
+from tests.manifests.reachability import Network, of_pod
 from tests.manifests.rendered import JOBS, OVERLAYS, Manifest, job, named, of_kind, render
 
 pytestmark = pytest.mark.timeout(900)  # where there is no kubectl, the first run builds kustomize
@@ -110,6 +111,25 @@ def test_a_submitter_holds_nothing_and_is_known_to_the_policies(name: str) -> No
     assert restricted(pod) + writable(pod) + account_tokens(pod) + unbounded(pod, guaranteed=False) + told(item) == []
     assert pod.secrets() == set()
     assert pod.labels == {"oncesign.io/role": "submitter"}
+
+
+def test_a_recovery_holds_no_key_and_reaches_what_it_needs() -> None:
+    added = render("recovery")
+    (pod,) = pods(added)
+    assert restricted(pod) + writable(pod) + account_tokens(pod) + unbounded(pod, guaranteed=False) == []
+    assert set(pod.secrets()) == {"oncesign-postgres", "oncesign-kafka", "oncesign-etcd"}
+    objects = render("overlays/demo")
+    everybody, labels = parties(objects), named(objects, "Namespace")["metadata"]["labels"]
+    recovery = of_pod(pod, labels)
+    for name, port in {"etcd": 2379, "pgsql": 5432, "kafka": 31092}.items():
+        called = next(party for party in everybody if party.name == name)
+        assert Network(objects).ports(recovery, called) == frozenset(), "before it is applied"
+        spans = Network([*objects, *added]).ports(recovery, called)
+        assert ("TCP", port, port) in spans
+    others = [party for party in everybody if party.namespace == pod.namespace]
+    for caller in others:
+        for called in others:
+            assert Network(objects).ports(caller, called) == Network([*objects, *added]).ports(caller, called)
 
 
 def test_what_runs_is_bounded_and_in_production_guaranteed() -> None:
