@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tests.kube import faults, idle, refusals, ways
+from tests.kube import faults, idle, page, refusals, ways
 from tests.kube.namespace import (
     ENDED,
     NAME,
@@ -31,7 +31,6 @@ from tests.kube.namespace import (
     until,
 )
 
-OVERLAY: Final = "kuberay/overlays/demo"
 READY_TIMEOUT_S: Final = 300.0
 SERVERS_TIMEOUT_S: Final = 180.0
 JOB_TIMEOUT_S: Final = 300.0
@@ -39,7 +38,6 @@ SIGN_TIMEOUT_S: Final = 600.0
 DRAIN_TIMEOUT_S: Final = 180.0
 DELETE_TIMEOUT_S: Final = 300.0
 IMAGE_TIMEOUT_S: Final = 3600.0
-KEYS: Final = 16
 IDLE_AFTER_S: Final = 15.0
 STATEFUL_SETS: Final = ("etcd", "pgsql", "kafka", "redis")
 
@@ -48,7 +46,6 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m tests.kube", description=__doc__)
     parser.add_argument("--image", default="", help="a shell command that builds oncesign:demo and loads it")
-    parser.add_argument("--rows", type=int, default=50_000, help="to sign before pods are deleted")
     parser.add_argument("--rounds", type=int, default=1, help="how often each kind of pod is deleted")
     parser.add_argument("--only", action="append", metavar="KIND", help="delete pods of this kind only, e.g. signer")
     parser.add_argument("--settle", type=float, default=10.0, help="seconds of signing between two deletions")
@@ -61,7 +58,7 @@ def main() -> None:
         if arguments.image:
             say("building and loading the image")
             subprocess.run(arguments.image, shell=True, check=True, cwd=checkout(), timeout=IMAGE_TIMEOUT_S)  # noqa: S602 - the caller's own command
-        run(report, arguments.rows, Deletions(kinds, arguments.rounds, arguments.settle))
+        run(report, Deletions(kinds, arguments.rounds, arguments.settle))
     except (KubeError, subprocess.SubprocessError) as error:
         report["error"] = str(error)
         say(f"error: {error}")
@@ -81,11 +78,11 @@ class Deletions:
     settle_s: float
 
 
-def run(report: dict[str, Any], rows: int, deletions: Deletions) -> None:
+def run(report: dict[str, Any], deletions: Deletions) -> None:
     """All of it, into the report. Raises KubeError."""
     report["ready_s"] = apply()
     with Dashboard() as jobs:
-        report |= sign(jobs, rows)
+        report |= sign()
         report |= rest(jobs)
         report |= try_ways()
         report |= sign_while_pods_are_deleted(jobs, deletions)
@@ -99,7 +96,7 @@ def run(report: dict[str, Any], rows: int, deletions: Deletions) -> None:
 def apply() -> float:
     """Apply the overlay; seconds until the RayCluster is ready."""
     started_s = time.monotonic()
-    kubectl("apply", "-k", str(checkout() / OVERLAY), timeout_s=READY_TIMEOUT_S)
+    page.follow(page.APPLY, timeout_s=READY_TIMEOUT_S)
     until("the RayCluster is ready", ready, READY_TIMEOUT_S)
     seconds = time.monotonic() - started_s
     say(f"ready {seconds:.0f} s after apply")
@@ -111,18 +108,17 @@ def apply() -> float:
     return round(seconds, 1)
 
 
-def sign(jobs: Dashboard, rows: int) -> dict[str, Any]:
-    """The jobs of docs/kubernetes.md, one after the other."""
-    for entry_point in ("oncesign migrate", "oncesign up", f"oncesign keys create --count {KEYS}"):
-        say(entry_point)
-        jobs.run(entry_point, JOB_TIMEOUT_S)
-    say(f"oncesign stock --count {rows}")
-    jobs.run(f"oncesign stock --count {rows} --invalid 0.01", JOB_TIMEOUT_S)
-    say("python -m jobs.sign --until-drained")
-    summary = last_json(jobs.run("python -m jobs.sign --until-drained", SIGN_TIMEOUT_S))
+def sign() -> dict[str, Any]:
+    """As the page says."""
+    printed = page.follow(page.REACH, page.FILL, page.SIGN, timeout_s=SIGN_TIMEOUT_S)
+    [summary] = [found for line in printed.splitlines() if (found := _json(line)).get("drained")]
     say(f"signed {summary['signed']:,}, rejected {summary['rejected']:,} in {summary['seconds']} s")
-    verify(jobs)
-    return {"rows": rows, "signed": summary["signed"], "rejected": summary["rejected"], "seconds": summary["seconds"]}
+    return {name: summary[name] for name in ("signed", "rejected", "seconds")}
+
+
+def _json(line: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(line) if line.startswith("{") else {}
+    return found
 
 
 def rest(jobs: Dashboard) -> dict[str, Any]:
@@ -221,15 +217,11 @@ def last_json(logs: str) -> dict[str, Any]:
 
 
 def tear_down() -> None:
-    """The RayCluster first: the operator empties its Redis, which must still be there."""
-    for arguments in (
-        ["-n", NAME, "delete", "raycluster", "--all", "--ignore-not-found"],
-        ["delete", "-k", str(checkout() / OVERLAY), "--ignore-not-found"],
-    ):
-        try:
-            kubectl(*arguments, timeout_s=DELETE_TIMEOUT_S)
-        except (KubeError, subprocess.TimeoutExpired) as error:
-            say(f"tearing down: {error}")
+    """As the page says."""
+    try:
+        page.follow(page.REMOVE, timeout_s=DELETE_TIMEOUT_S)
+    except (KubeError, subprocess.TimeoutExpired) as error:
+        say(f"tearing down: {error}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 from jobs.loading import variable_names
 from pipeline.ethereum.reasons import Reason
 from pipeline.stages.violation import ViolationKind
+from tests.kube.page import APPLY, FILL, REACH, REMOVE, SIGN, step
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,6 +61,11 @@ def test_only_real_settings_are_named() -> None:
     for page in PAGES:
         for name in re.findall(r"ONCESIGN_[A-Z_]+[A-Z]", page):
             assert name in known, name
+
+
+def test_each_step_on_kubernetes_has_commands() -> None:
+    steps = [step(number) for number in (APPLY, REACH, FILL, SIGN, REMOVE)]
+    assert [commands.split()[0] for commands in steps] == ["kubectl", "kubectl", "ray", "ray", "kubectl"]
 
 
 def test_links_lead_somewhere() -> None:
