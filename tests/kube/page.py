@@ -32,7 +32,7 @@ def step(number: int) -> str:
 def follow(*numbers: int, timeout_s: float) -> str:
     """What the commands of these steps print, one after the other in one shell. Raises KubeError."""
     pause = f"sleep {SETTLE_S}\n"
-    script = "set -e\ntrap 'kill $(jobs -p) 2>/dev/null' EXIT\n" + pause.join(step(number) for number in numbers)
+    script = "set -e\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n" + pause.join(step(number) for number in numbers)
     for line in script.splitlines()[2:]:
         say(f"$ {line}")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
