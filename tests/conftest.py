@@ -20,10 +20,29 @@ from pipeline.adapters.migrations import migrate
 from pipeline.adapters.postgres import connection_string
 from pipeline.local.stack import Stack
 from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings
+from tests.early import Early, begun
 
 SCRUBBED = ("ONCESIGN_", "PG", "KAFKA_", "RAY_")
 KEPT = ("ONCESIGN_CACHE_DIR",)
 TEMPLATE = "migrated"
+
+
+BEGUN = pytest.StashKey[Early]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if not session.config.option.collectonly:
+        session.config.stash[BEGUN] = begun(item.nodeid for item in session.items)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if BEGUN in config.stash:
+        config.stash[BEGUN].end()
+
+
+@pytest.fixture(scope="session")
+def early(request: pytest.FixtureRequest) -> Early:
+    return request.config.stash[BEGUN]
 
 
 @pytest.fixture(autouse=True)

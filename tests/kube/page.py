@@ -19,6 +19,9 @@ APPLY, REACH, FILL, SIGN, REMOVE = 2, 3, 4, 5, 6
 SETTLE_S: Final = 5
 """What a reader needs to type the next step; a forwarded port listens by then."""
 
+FRAME: Final = "set -e\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"
+"""Ends at the first failure, and what runs in the background with it."""
+
 
 def step(number: int) -> str:
     """The commands of a step. Raises KubeError."""
@@ -31,13 +34,12 @@ def step(number: int) -> str:
 
 def follow(*numbers: int, timeout_s: float) -> str:
     """What the commands of these steps print, one after the other in one shell. Raises KubeError."""
-    pause = f"sleep {SETTLE_S}\n"
-    script = "set -e\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n" + pause.join(step(number) for number in numbers)
-    for line in script.splitlines()[2:]:
+    typed = f"sleep {SETTLE_S}\n".join(step(number) for number in numbers)
+    for line in typed.splitlines():
         say(f"$ {line}")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-c", script],
+        ["bash", "-c", FRAME + typed],
         cwd=checkout(),
         env=os.environ | {"PATH": path},
         capture_output=True,

@@ -19,7 +19,7 @@ from pipeline.testing.simulation.course import Verdict
 from pipeline.testing.simulation.harsher import run
 from pipeline.testing.simulation.memory import remembered
 from pipeline.testing.simulation.story import Event
-from tests.simulation.conftest import Early
+from tests.early import Early
 
 SEEDS = 2_000
 FAULTS = {
@@ -42,7 +42,7 @@ def summary(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 @pytest.mark.timeout(300)
 def test_two_thousand_courses_break_nothing(early: Early) -> None:
-    found = summary(early.answer("test_two_thousand_courses_break_nothing"))
+    found = summary(early.answer("::test_two_thousand_courses_break_nothing"))
     assert (found["courses"], found["broken"]) == (SEEDS, 0)
     assert found["faults"].keys() == FAULTS
     assert found["rows"] > 4 * SEEDS
@@ -50,7 +50,7 @@ def test_two_thousand_courses_break_nothing(early: Early) -> None:
 
 @pytest.mark.timeout(300)
 def test_every_crash_point_breaks_nothing(early: Early) -> None:
-    found = summary(early.answer("test_every_crash_point_breaks_nothing"))
+    found = summary(early.answer("::test_every_crash_point_breaks_nothing"))
     assert found["broken"] == 0
     assert found["courses"] > 240
     # Some requests are made only once or twice; each boundary is met at least at its first.

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.testing.simulation import crashes, harsher
 from pipeline.testing.simulation.memory import remembered
-from tests.simulation.conftest import Early
+from tests.early import Early
 from tests.simulation.guards import MUTANTS, NOT_ALONE, REDISCOVERED
 from tests.simulation.mutation import Edit, Mutant, Stale, apply
 
@@ -32,7 +32,7 @@ sys.stdout.write(orjson.dumps([asdict(fate) for fate in fates([mutant], range(10
 
 @pytest.fixture(scope="module")
 def fates(early: Early) -> dict[str, dict[str, Any]]:
-    done = early.answer("test_no_guard_is_missed_by_nobody")
+    done = early.answer("::test_no_guard_is_missed_by_nobody")
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) == len(MUTANTS), done.stderr[-3000:]
     assert done.returncode == (0 if all(fate["killed"] for fate in found) else 4)
