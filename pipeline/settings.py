@@ -115,7 +115,7 @@ class ReaderSettings(Section):
         0.03, ge=0, description="least time between two part-full batches of a reader, over all its streams"
     )
     poll_max_s: float = Field(
-        0.25, gt=0, description="longest wait between two looks at an idle stream; a second after ten without a row"
+        0.25, gt=0, description="longest wait between two looks at an idle stream; 2 s after 10 s without a row"
     )
     lag_records_max: int = Field(64, ge=1, description="batches of a stream that may wait in Kafka")
 
