@@ -49,7 +49,7 @@ def _binds(cluster: Cluster, lent: Lent) -> bool:
     if not cluster.etcd.restores:
         return True
     sworn = cluster.ledger.rows.get(cast("tuple[Stream, int]", lent.batch))
-    return sworn is not None and _lent_of(sworn) == lent
+    return sworn is not None and lent_of(sworn) == lent
 
 
 def stuck(cluster: Cluster) -> Iterator[str]:
@@ -70,8 +70,8 @@ def breaches_when_settled(cluster: Cluster) -> Iterator[str]:
         committed=[(SOURCE, tx_id) for tx_id in cluster.source.rows],
         signatures=[made for record in records for made in _signatures(record)],
         rejected=[(rejection.source, rejection.tx_id) for rejection in rejected],
-        published=[_lent_of(record.header) for record in records],
-        ledger=[_lent_of(entry) for entry in cluster.ledger.rows.values()],
+        published=[lent_of(record.header) for record in records],
+        ledger=[lent_of(entry) for entry in cluster.ledger.rows.values()],
         assigned=list(etcd.assignments),
         locked=[key for key, held in etcd.keys.items() if held.record.state is KeyState.LOCKED],
         next_nonces={key: held.record.next_nonce for key, held in etcd.keys.items()},
@@ -103,7 +103,8 @@ def _heads(rows: Mapping[tuple[Stream, int], LedgerEntry]) -> dict[Hashable, int
     return heads
 
 
-def _lent_of(made: LedgerEntry | SignedHeader) -> Lent:
+def lent_of(made: LedgerEntry | SignedHeader) -> Lent:
+    """What a batch was lent, by its ledger row or its signed record."""
     key = (made.chain_id, made.sender) if made.count else None
     return Lent((made.stream, made.seq), made.digest, key, made.first_nonce, made.count)
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from pipeline.assignment.records import StreamRecord
-from pipeline.assignment.view import View
 from pipeline.errors import Halted, OncesignError
 from pipeline.stages.admission import Admission
 from pipeline.stages.recovery import Recovery, RecoveryPorts
@@ -24,7 +23,7 @@ from pipeline.testing.round_writer import TwinRoundWriter
 from pipeline.testing.simulation import evidence
 from pipeline.testing.simulation.cluster import BATCHES, CHAIN, GROUP, SIGNED, SOURCE, Cluster, Shape
 from pipeline.testing.simulation.course import LOOK_S, RESUME_MAX_S
-from pipeline.testing.simulation.history import PATHS
+from pipeline.testing.simulation.history import loan_of
 from pipeline.testing.simulation.loop import Process, SimulatedLoop
 from pipeline.testing.simulation.nemesis import Nemesis
 from pipeline.testing.simulation.remote import RemoteManager
@@ -254,17 +253,9 @@ def _breaches(cluster: Cluster, *, settled: bool) -> Iterator[str]:
 
 def _still_lent(cluster: Cluster) -> Iterator[tuple[Hashable, int, Lent]]:
     """What was lent before the disaster, as far as it counts: what etcd lost and nobody signed was never lent."""
-    counts = {batch: Lent(batch, e.digest, _key(e.chain_id, e.sender), e.first_nonce, e.count)
-              for batch, e in cluster.ledger.rows.items()}  # fmt: skip
-    view = View()
-    view.load(PATHS, cluster.etcd.under(PATHS.root))
-    for batch, held in view.assignments.items():
-        a = held.record
-        counts[batch] = Lent(batch, a.digest, _key(a.chain_id, a.address), a.first_nonce, a.count)
+    counts = {batch: evidence.lent_of(entry) for batch, entry in cluster.ledger.rows.items()}
+    for batch, held in evidence.view(cluster.etcd).assignments.items():
+        _, _, counts[batch] = loan_of(held.record)
     for stream, seq, _ in cluster.history.lent:
         if (stream, seq) in counts:
             yield stream, seq, counts[stream, seq]  # type: ignore[index] # streams, where the checker takes anything
-
-
-def _key(chain_id: int, address: str) -> tuple[int, str] | None:
-    return (chain_id, address) if address else None
