@@ -111,14 +111,9 @@ def apply() -> float:
 def sign() -> dict[str, Any]:
     """As the page says."""
     printed = page.follow(page.REACH, page.FILL, page.SIGN, timeout_s=SIGN_TIMEOUT_S)
-    [summary] = [found for line in printed.splitlines() if (found := _json(line)).get("drained")]
+    [summary] = [found for line in json_lines(printed) if (found := json.loads(line)).get("drained")]
     say(f"signed {summary['signed']:,}, rejected {summary['rejected']:,} in {summary['seconds']} s")
     return {name: summary[name] for name in ("signed", "rejected", "seconds")}
-
-
-def _json(line: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(line) if line.startswith("{") else {}
-    return found
 
 
 def rest(jobs: Dashboard) -> dict[str, Any]:
@@ -211,9 +206,13 @@ def verify(jobs: Dashboard) -> int:
 
 def last_json(logs: str) -> dict[str, Any]:
     """The last line of a job's log that is JSON."""
-    lines = [line for line in logs.splitlines() if line.startswith("{")]
-    found: dict[str, Any] = json.loads(lines[-1])
+    found: dict[str, Any] = json.loads(json_lines(logs)[-1])
     return found
+
+
+def json_lines(logs: str) -> list[str]:
+    """The lines of a log that are JSON."""
+    return [line for line in logs.splitlines() if line.startswith("{")]
 
 
 def tear_down() -> None:

@@ -55,6 +55,15 @@ def ask(pool: SignerPool, batches: int) -> list[asyncio.Task[Any]]:
     return [asyncio.create_task(pool.sign(b"", ASSIGNED)) for _ in range(batches)]
 
 
+async def lose(pool: SignerPool, one: Signer) -> None:
+    """The only batch, with the signer that has it."""
+    [asked] = ask(pool, 1)
+    await turns()
+    one.die()
+    with pytest.raises(RuntimeFault, match="one is down"):
+        await asked
+
+
 async def test_batches_are_spread_and_bounded() -> None:
     one, two = Signer(), Signer()
     pool = SignerPool({"one": one, "two": two}, 2)
@@ -107,11 +116,7 @@ async def test_a_signer_is_let_go_when_it_has_nothing_left() -> None:
 async def test_a_dead_signer_gets_nothing_until_it_answers() -> None:
     one, two = Signer(), Signer()
     pool = SignerPool({"one": one, "two": two}, 2)
-    asked = ask(pool, 1)
-    await turns()
-    one.die()
-    with pytest.raises(RuntimeFault, match="one is down"):
-        await asked[0]
+    await lose(pool, one)
     asked = ask(pool, 3)
     await turns()
     assert (len(one.calls), len(two.calls)) == (0, 2)
@@ -155,11 +160,7 @@ async def test_a_slow_signer_that_says_how_it_is_is_waited_for(monkeypatch: pyte
 async def test_a_signer_that_says_what_it_lacks_is_asked_again() -> None:
     one = Signer()
     pool = SignerPool({"one": one}, 1)
-    [asked] = ask(pool, 1)
-    await turns()
-    one.die()
-    with pytest.raises(RuntimeFault):
-        await asked
+    await lose(pool, one)
     one.status.calls.pop().set_exception(DatabaseUnavailable("connection refused"))
     [asked] = ask(pool, 1)
     await turns()
@@ -171,11 +172,7 @@ async def test_a_silent_signer_that_is_let_go_is_asked_no_more(monkeypatch: pyte
     monkeypatch.setattr(clients, "LOOK_S", 0.01)
     one, two = Signer(), Signer()
     pool = SignerPool({"one": one}, 1)
-    [asked] = ask(pool, 1)
-    await turns()
-    one.die()
-    with pytest.raises(RuntimeFault):
-        await asked
+    await lose(pool, one)
     pool.use({"two": two})
     one.status.calls.pop().set_exception(RayActorError())
     await asyncio.sleep(0.05)
