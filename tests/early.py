@@ -11,10 +11,25 @@ from typing import Final
 TIMEOUT_S: Final = 280
 LOWEST: Final = ("nice", "-n", "19")
 MODULE: Final = (sys.executable, "-m")
+HUNTED: Final = (
+    "horizon of xid8",
+    "rebuild after a slow commit",
+    "a lock past its lease",
+    "a lock past its lease, and a ledger",
+    "watermark",
+    "a restored etcd, and a ledger",
+)
+"""The mutants that are a known fault, and what prevents one."""
+
 EARLY: Final = {
     "::test_no_guard_is_missed_by_nobody": ("tests.simulation.mutants", "--seeds=200", "--workers=2", "--json"),
     "::test_two_thousand_courses_break_nothing": ("jobs.app", "simulate", "--seeds=2000", "--workers=2", "--json"),
     "::test_every_crash_point_breaks_nothing": ("jobs.app", "simulate", "--crash-points=each", "--json"),
+    "tests/simulation/test_rediscovery.py": (
+        "tests.simulation.mutants",
+        *("--seeds=200", "--workers=2", "--json"),
+        *(f"--only={name}" for name in HUNTED),
+    ),
     "tests/manifests/": ("tests.manifests.build",),
 }
 """Part of the ids of tests that ask for a command's output → its module and arguments."""

@@ -16,7 +16,7 @@ from tests.ray_groups import Groups
 from tests.unit.service_world import TOKEN
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def groups() -> Iterator[Groups]:
     with tempfile.TemporaryDirectory(prefix="ray") as folder:
         made = Groups(Path(folder))

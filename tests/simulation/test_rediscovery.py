@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,10 +13,12 @@ import pytest
 from pipeline.testing.simulation import harsher
 from pipeline.testing.simulation.course import Verdict
 from pipeline.testing.simulation.memory import remembered
+from tests.early import HUNTED, Early
 from tests.simulation.guards import MUTANTS, REDISCOVERED
 from tests.simulation.mutation import Mutant
 
 SEEDS = 200
+pytestmark = pytest.mark.timeout(300)
 ALL: dict[str, Mutant] = {mutant.name: mutant for mutant in (*MUTANTS, *REDISCOVERED)}
 
 
@@ -28,20 +30,24 @@ class Found(NamedTuple):
     story: list[str]
 
 
-def hunt(name: str) -> tuple[dict[str, Any], str]:
-    argv = [sys.executable, "-m", "tests.simulation.mutants", "--seeds", str(SEEDS), "--only", name, "--json"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
-    [line] = done.stdout.splitlines()
-    fate: dict[str, Any] = json.loads(line)
-    assert not fate["wrong"], fate["wrong"]
-    return fate, done.stderr
+@pytest.fixture(scope="module")
+def fates(early: Early) -> dict[str, dict[str, Any]]:
+    done = early.answer("tests/simulation/test_rediscovery.py")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == len(HUNTED), done.stderr[-3000:]
+    assert not [fate["wrong"] for fate in found if fate["wrong"]]
+    return {fate["name"]: fate for fate in found}
 
 
-def found(name: str) -> Found:
-    fate, told = hunt(name)
-    assert fate["killed"], told
-    sys.stderr.write("\n".join(["", *fate["story"], f"{fate['by']}: {fate['breach']}", ""]))
-    return Found(fate["breach"], fate["by"], fate["story"])
+@pytest.fixture
+def found(fates: dict[str, dict[str, Any]]) -> Callable[[str], Found]:
+    def by_name(name: str) -> Found:
+        fate = fates[name]
+        assert fate["killed"], f"it survives {fate['courses']} courses"
+        sys.stderr.write("\n".join(["", *fate["story"], f"{fate['by']}: {fate['breach']}", ""]))
+        return Found(fate["breach"], fate["by"], fate["story"])
+
+    return by_name
 
 
 def with_all_guards(name: str, by: str) -> Verdict:
@@ -60,8 +66,7 @@ def told(story: list[str], *words: str) -> bool:
     return re.search(".*".join(map(re.escape, words)), text, re.DOTALL) is not None
 
 
-@pytest.mark.timeout(240)
-def test_a_keyset_cursor_skips_rows_that_commit_late() -> None:
+def test_a_keyset_cursor_skips_rows_that_commit_late(found: Callable[[str], Found]) -> None:
     """Ids are given at the insert, and rows seen at the commit.
 
     Reported many times for readers that poll a table, e.g. "How Postgres sequences issues can impact your messaging
@@ -73,8 +78,7 @@ def test_a_keyset_cursor_skips_rows_that_commit_late() -> None:
     assert not with_all_guards(name, lost.by).breaches
 
 
-@pytest.mark.timeout(240)
-def test_a_late_end_of_a_transaction_ends_the_next_one() -> None:
+def test_a_late_end_of_a_transaction_ends_the_next_one(found: Callable[[str], Found]) -> None:
     """KAFKA-17754: EndTxn is sent again when it has no answer, and the broker cannot tell the late one from the next.
 
     KIP-890 says so, too ("a delayed EndTxn ... can result in incorrectly completing a transaction"). Here the next
@@ -95,8 +99,7 @@ def test_a_late_end_of_a_transaction_ends_the_next_one() -> None:
     )
 
 
-@pytest.mark.timeout(240)
-def test_a_lock_is_held_past_its_lease() -> None:
+def test_a_lock_is_held_past_its_lease(found: Callable[[str], Found], fates: dict[str, dict[str, Any]]) -> None:
     """A holder that stands still for longer than its lease writes when it goes on, for it cannot know.
 
     Jepsen: etcd 3.4.3 (2020): "locks ... did not, and can not, guarantee mutual exclusion"; etcd's documentation on
@@ -109,12 +112,13 @@ def test_a_lock_is_held_past_its_lease() -> None:
     held = with_all_guards(name, twice.by)
     assert not held.breaches
     assert held.faults["lost lease"]
-    fate, _ = hunt("a lock past its lease, and a ledger")
+    fate = fates["a lock past its lease, and a ledger"]
     assert (fate["killed"], fate["courses"]) == (False, SEEDS)
 
 
-@pytest.mark.timeout(240)
-def test_an_etcd_is_restored_with_the_revisions_that_it_had() -> None:
+def test_an_etcd_is_restored_with_the_revisions_that_it_had(
+    found: Callable[[str], Found], fates: dict[str, dict[str, Any]]
+) -> None:
     """After a restore revisions are given a second time (etcd's documentation on disaster recovery, --bump-revision).
 
     So every compare of a revision holds, and a restored etcd lends what it has lent before. Without the comparison
@@ -127,5 +131,5 @@ def test_an_etcd_is_restored_with_the_revisions_that_it_had() -> None:
     held = with_all_guards(name, twice.by)
     assert not held.breaches
     assert told([str(event) for event in held.events], "restored from a backup", "key-manager", "ends for good")
-    fate, _ = hunt("a restored etcd, and a ledger")
+    fate = fates["a restored etcd, and a ledger"]
     assert (fate["killed"], fate["courses"]) == (False, SEEDS)
