@@ -14,11 +14,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from pydantic import SecretStr
+
 from pipeline.adapters.batch_log import KafkaBatchLog
 from pipeline.adapters.batch_subscription import KafkaBatchSubscription
+from pipeline.adapters.broadcasts import PostgresBroadcasts
 from pipeline.adapters.etcd import EtcdStore
 from pipeline.adapters.kafka import Topics
 from pipeline.adapters.ledger import PostgresLedger
+from pipeline.adapters.node import RpcNode
 from pipeline.adapters.outcomes import PostgresOutcomes
 from pipeline.adapters.postgres_source import PostgresSource, driver
 from pipeline.adapters.round_writer import KafkaRoundWriter
@@ -27,12 +31,14 @@ from pipeline.adapters.topics import TopicAdmin
 from pipeline.assignment.manager import KeyManager
 from pipeline.clock import SystemClock
 from pipeline.custody.sealing import Kek
+from pipeline.errors import SecretFileError, SettingError
 from pipeline.ports import Assigner, Signers
 from pipeline.service.desk import Leading
 from pipeline.service.server import Server
 from pipeline.settings import ENV_PREFIX, Settings, SourceSettings
 from pipeline.stages import preparation
 from pipeline.stages.admission import Admission
+from pipeline.stages.broadcaster import Broadcaster, BroadcasterPorts
 from pipeline.stages.consumer import BatchConsumer, ConsumerPorts, Outlets, Worker
 from pipeline.stages.reader import BatchReader, Streams
 from pipeline.stages.recovery import Recovery, RecoveryPorts
@@ -223,6 +229,35 @@ async def verifier(settings: Settings) -> AsyncIterator[Verifier]:
         stack.push_async_callback(outcomes.close)
         ports = VerifierPorts(_log(stack, settings), tables, ledger, outcomes, CLOCK)
         yield Verifier(ports, settings.sources, (names.signed, names.rejected))
+
+
+def rpc_url(settings: Settings) -> SecretStr:
+    """Of the node that ONCESIGN_BROADCAST__RPC_FILE names. Raises SecretFileError."""
+    file = settings.broadcast.rpc_file
+    if file is None:
+        raise SecretFileError("there is no file with a node's URL.", hint="Name one in ONCESIGN_BROADCAST__RPC_FILE.")
+    try:
+        return SecretStr(file.read_text(encoding="utf-8").strip())
+    except OSError as error:
+        raise SecretFileError(
+            f"{file}: {error.strerror}.", hint="It should hold the URL of an Ethereum node."
+        ) from None
+
+
+@asynccontextmanager
+async def broadcaster(settings: Settings, url: SecretStr) -> AsyncIterator[Broadcaster]:
+    """For the chain of that node. Raises SettingError for a chain of no source, NodeUnavailable."""
+    async with AsyncExitStack() as stack:
+        node = RpcNode(url, settings.broadcast.timeout_s)
+        stack.push_async_callback(node.close)
+        chain_id = await node.chain_id()
+        if chain_id not in {source.chain_id for source in settings.sources}:
+            known = ", ".join(f"{source.name} has chain {source.chain_id}" for source in settings.sources)
+            raise SettingError("--rpc", f"is a node of chain {chain_id}", hint=f"Source {known}.")
+        broadcasts = PostgresBroadcasts(settings.postgres)
+        stack.push_async_callback(broadcasts.close)
+        ports = BroadcasterPorts(node, _log(stack, settings), broadcasts, CLOCK)
+        yield Broadcaster(ports, chain_id, settings.broadcast)
 
 
 async def total(settings: Settings) -> int:

@@ -15,6 +15,8 @@ from typing import Any, Final
 from actors import composition
 from actors.batch_consumer import BatchConsumerActor
 from actors.batch_reader import BatchReaderActor
+from actors.broadcaster import NAME as BROADCASTER
+from actors.broadcaster import BroadcasterActor
 from actors.key_manager import NAME as KEY_MANAGER
 from actors.key_manager import KeyManagerActor
 from actors.names import Group, options
@@ -42,6 +44,7 @@ class Crew:
     readers: list[Any]
     consumers: list[Any]
     verifier: Any | None
+    broadcaster: Any | None
 
 
 async def create(settings: Settings, *, verify: bool) -> Crew:
@@ -57,7 +60,10 @@ async def create(settings: Settings, *, verify: bool) -> Crew:
         for slot in range(settings.pool.consumers)
     ]
     verifier = await _actor(settings, TxVerifierActor, "tx-verifier", Group.IO) if verify else None
-    return Crew(key_manager(settings), signers, readers, consumers, verifier)
+    broadcaster = None
+    if settings.broadcast.rpc_file is not None:
+        broadcaster = await _actor(settings, BroadcasterActor, BROADCASTER, Group.IO)
+    return Crew(key_manager(settings), signers, readers, consumers, verifier, broadcaster)
 
 
 def signer_name(slot: int) -> str:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from actors import composition
+from actors.broadcaster import NAME as BROADCASTER
 from actors.clients import ask
 from actors.crew import Crew
 from actors.host import StageState, StageStatus
@@ -89,6 +90,8 @@ def members(settings: Settings, crew: Crew) -> list[Member]:
         found.append(Member(f"consumer-{slot}", consumer, start))
     if crew.verifier is not None:
         found.append(Member("tx-verifier", crew.verifier, partial(crew.verifier.start.remote, settings)))
+    if crew.broadcaster is not None:
+        found.append(Member(BROADCASTER, crew.broadcaster, partial(crew.broadcaster.start.remote, settings)))
     return found
 
 

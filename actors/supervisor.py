@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 SUPERVISE_EVERY_S: Final = 1.0
 PREPARE_TIMEOUT_S: Final = 60.0
 NAME: Final = "supervisor"
-STAGES: Final = ("reader", "consumer", "tx-verifier")
+STAGES: Final = ("reader", "consumer", "tx-verifier", "broadcaster")
 """Names of actors with a stage that drains begin so, in the order of the flow."""
 
 CLAIM_S: Final = 15.0

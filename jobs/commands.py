@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from jobs import bench, checks, config, keys, recovery, rows, servers, signing, simulate
+from jobs import bench, broadcast, checks, config, keys, recovery, rows, servers, signing, simulate
 from jobs.chaos.command import chaos
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command()(rows.stock)
 app.command()(signing.sign)
 app.command()(checks.verify)
 app.command()(checks.tx)
+app.command()(broadcast.broadcast)
 app.command()(checks.assignments)
 app.command()(recovery.recover)
 app.command()(simulate.simulate)

@@ -12,6 +12,7 @@
     │   ├── BusUnavailable                 Kafka
     │   ├── DatabaseUnavailable            Postgres
     │   ├── RayUnavailable                 Ray
+    │   ├── NodeUnavailable                an Ethereum node
     │   └── DiskFull                       the data directory
     ├── Ambiguous                 exit 1   sent, and no answer: it may have happened
     │   ├── AmbiguousTxn                   an etcd transaction
@@ -20,6 +21,7 @@
     ├── ProducerFenced            exit 5   another process took over our transactional.id
     ├── MalformedBatch            exit 1   bytes that are not a batch of ours
     ├── RuntimeFault              exit 1   a server or process of ours would not start or stop
+    ├── NotMined                  exit 1   signed transactions that a node refuses, or whose nonce is gone
     ├── ViolationFound            exit 4   the verifier found one
     └── Halted                    exit 5   fail closed until an operator acts
         ├── StreamHalted                   one stream; the others go on
@@ -144,6 +146,13 @@ class RayUnavailable(DependencyDown):
     hint = "Start the pipeline with `oncesign sign`, or name a cluster with --address."
 
 
+class NodeUnavailable(DependencyDown):
+    """An Ethereum node does not answer."""
+
+    dependency = "the Ethereum node"
+    hint = "Check the URL of --rpc or of the file in ONCESIGN_BROADCAST__RPC_FILE, and whether the node runs."
+
+
 class DiskFull(DependencyDown):
     """The data directory has no room."""
 
@@ -179,6 +188,12 @@ class MalformedBatch(OncesignError):
 
 class RuntimeFault(OncesignError):
     """A server or process of the pipeline would not start or stop."""
+
+
+class NotMined(OncesignError):
+    """Signed transactions cannot be mined as things are."""
+
+    hint = "Mend the cause and run the same command again: see docs/broadcast.md."
 
 
 class ViolationFound(OncesignError):

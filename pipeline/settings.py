@@ -165,6 +165,29 @@ class ServiceSettings(Section):
         return self
 
 
+class BroadcastSettings(Section):
+    """Sending what was signed to an Ethereum node; see docs/broadcast.md."""
+
+    rpc_file: Path | None = Field(
+        None, description="the URL of a node's JSON-RPC, alone in a file: it often holds a key; none = nothing is sent"
+    )
+    in_flight_per_sender: int = Field(
+        16, ge=1, le=64, description="sent and not mined; go-ethereum promises a sender 16 places in its pool"
+    )
+    in_flight_max: int = Field(4096, ge=1, description="of all senders; go-ethereum's pool has 5,120 places")
+    confirmations: int = Field(
+        12, ge=0, le=64, description="blocks on top of a transaction's before it counts as mined, and is forgotten"
+    )
+    resend_after_s: float = Field(15.0, gt=0, description="without being mined; what the node still has is not doubled")
+    timeout_s: float = Field(10.0, gt=0, description="for one request to the node")
+
+    @model_validator(mode="after")
+    def _one_sender_fits(self) -> Self:
+        if self.in_flight_per_sender > self.in_flight_max:
+            raise ValueError("in_flight_per_sender must not exceed in_flight_max")
+        return self
+
+
 class Settings(BaseSettings):
     """All settings, from ONCESIGN_ variables and defaults."""
 
@@ -188,6 +211,7 @@ class Settings(BaseSettings):
     pool: PoolSettings = PoolSettings()
     signing: SigningSettings = SigningSettings()
     service: ServiceSettings = ServiceSettings()
+    broadcast: BroadcastSettings = BroadcastSettings()
 
     @field_validator("sources")
     @classmethod
