@@ -11,20 +11,16 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
-from psycopg import conninfo, sql
 from pydantic import SecretStr
 
-from pipeline.adapters.migrations import migrate
-from pipeline.adapters.postgres import connection_string
 from pipeline.local.stack import Stack
 from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings
+from tests.databases import fresh, make_template
 from tests.early import Early, begun
 
 SCRUBBED = ("ONCESIGN_", "PG", "KAFKA_", "RAY_")
 KEPT = ("ONCESIGN_CACHE_DIR",)
-TEMPLATE = "migrated"
 
 
 BEGUN = pytest.StashKey[Early]()
@@ -85,9 +81,7 @@ def postgres_server(servers_dir: Path) -> Iterator[PostgresSettings]:
             dsn=SecretStr(record.addresses["postgres.dsn"]),
             password_file=Path(record.addresses["postgres.password_file"]),
         )
-        with psycopg.connect(connection_string(server), autocommit=True) as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(TEMPLATE)))
-        migrate(_database(server, TEMPLATE))
+        make_template(server)
         yield server
     finally:
         stack.down()
@@ -96,13 +90,8 @@ def postgres_server(servers_dir: Path) -> Iterator[PostgresSettings]:
 @pytest.fixture
 def postgres(postgres_server: PostgresSettings) -> Iterator[PostgresSettings]:
     """A fresh migrated database."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(connection_string(postgres_server), autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(TEMPLATE))
-        )
-        yield _database(postgres_server, name)
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with fresh(postgres_server) as database:
+        yield database
 
 
 @pytest.fixture
@@ -115,9 +104,3 @@ def kafka(kafka_server: KafkaSettings) -> KafkaSettings:
 def deployment() -> str:
     """A deployment of its own."""
     return f"t{uuid.uuid4().hex[:12]}"
-
-
-def _database(server: PostgresSettings, name: str) -> PostgresSettings:
-    parts = conninfo.conninfo_to_dict(server.dsn.get_secret_value())
-    dsn = f"postgresql://{parts['user']}@{parts['host']}:{parts['port']}/{name}"
-    return server.model_copy(update={"dsn": SecretStr(dsn)})
