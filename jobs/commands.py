@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from jobs import bench, broadcast, checks, config, keys, recovery, rows, servers, signing, simulate
+from jobs import bench, broadcast, checks, config, export, keys, recovery, rows, servers, signing, simulate, tail
 from jobs.chaos.command import chaos
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ app.command()(signing.sign)
 app.command()(checks.verify)
 app.command()(checks.tx)
 app.command()(broadcast.broadcast)
+app.command()(export.export)
+app.command()(tail.tail)
 app.command()(checks.assignments)
 app.command()(recovery.recover)
 app.command()(simulate.simulate)

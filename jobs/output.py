@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import select
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Annotated, Any, TextIO
 
 import orjson
 import typer
@@ -14,9 +18,17 @@ from rich.table import Table
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line for lists.")]
 
 
-def emit(fields: dict[str, Any]) -> None:
-    """One JSON object."""
-    sys.stdout.write(orjson.dumps(fields, default=_text).decode() + "\n")
+class Status(StrEnum):
+    """Which rows, by what became of them."""
+
+    SIGNED = "signed"
+    REJECTED = "rejected"
+    ALL = "all"
+
+
+def emit(fields: dict[str, Any], to: TextIO | None = None) -> None:
+    """One JSON object, on stdout unless told."""
+    (to or sys.stdout).write(orjson.dumps(fields, default=_text).decode() + "\n")
 
 
 def emit_list(rows: Sequence[dict[str, Any]], titles: Sequence[str], *, as_json: bool) -> None:
@@ -44,6 +56,28 @@ def emit_fields(fields: dict[str, Any], *, as_json: bool) -> None:
 def say(text: str) -> None:
     """For the person at the terminal, not for a pipe."""
     sys.stderr.write(text + "\n")
+
+
+@contextmanager
+def piped() -> Iterator[None]:
+    """End quietly when nobody reads stdout any more (`| head`)."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What Python still holds for stdout would be written at exit, and fail again.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        raise typer.Exit(0) from None
+
+
+def require_reader() -> None:
+    """Raises BrokenPipeError when nobody reads stdout any more; who only waits would not notice."""
+    stdout = select.poll()
+    stdout.register(sys.stdout, 0)  # for errors only, which are always told
+    if any(event & select.POLLERR for _, event in stdout.poll(0)):
+        raise BrokenPipeError
 
 
 def _cell(value: object) -> str:

@@ -5,6 +5,7 @@
     │   ├── SettingError                   which setting, why, what to do
     │   ├── SecretFileError                a KEK, keystore or password file
     │   ├── InputFileError                 rows of a user's file
+    │   ├── OutputFileError                a file that cannot be written as asked
     │   ├── KeyNotInPool                   no such key on that chain
     │   └── NotReleasable                  a worker does not hold this batch, or nobody signed it
     ├── DependencyDown            exit 3   which dependency, where, what was tried
@@ -86,6 +87,10 @@ class SecretFileError(UsageError):
 
 class InputFileError(UsageError):
     """A file of rows cannot be used."""
+
+
+class OutputFileError(UsageError):
+    """A file cannot be written as asked."""
 
 
 class KeyNotInPool(UsageError):

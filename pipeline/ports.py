@@ -119,6 +119,7 @@ class Message:
     key: bytes
     value: bytes
     generation: Any = None  #: group metadata captured before the poll that returned it; opaque
+    unix_ms: int | None = None  #: the record's timestamp, if the log gives it
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipeline.adapters.kafka import ClientThread, client_config, consumer_group, take, unavailable
 from pipeline.adapters.offsets import GroupOffsets, progress_of
@@ -122,4 +122,11 @@ class KafkaBatchLog:
 
 def message_of(raw: Any, generation: Any = None) -> Message:
     """Our view of librdkafka's message."""
-    return Message(Place(raw.topic(), raw.partition(), raw.offset()), raw.key() or b"", raw.value() or b"", generation)
+    kind, unix_ms = raw.timestamp()
+    return Message(
+        Place(raw.topic(), raw.partition(), raw.offset()),
+        raw.key() or b"",
+        raw.value() or b"",
+        generation,
+        None if kind == TIMESTAMP_NOT_AVAILABLE else unix_ms,
+    )

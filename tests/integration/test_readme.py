@@ -31,13 +31,15 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
             assert done.returncode == 0, (line, done.stdout[-500:], done.stderr[-2000:])
             if line == "oncesign verify":
                 assert re.search(r"violations\s+0\n", done.stdout), done.stdout
+            if line.startswith("oncesign tail"):
+                assert len(done.stdout.splitlines()) == 3
             if line.startswith("oncesign tx"):
                 assert "outcome" in done.stdout
     finally:
         subprocess.run(
             [sys.executable, "-m", "jobs.app", "down"], env=env, capture_output=True, check=False, timeout=100
         )
-    assert list(tmp_path.iterdir()) == [tmp_path / "a data directory"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a data directory", "payouts.parquet"]
 
 
 @pytest.mark.parametrize(

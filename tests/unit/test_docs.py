@@ -12,6 +12,8 @@ import pytest
 
 from jobs.loading import variable_names
 from pipeline.ethereum.reasons import Reason
+from pipeline.export.columns import COLUMNS
+from pipeline.export.events import REJECTED, SIGNED
 from pipeline.stages.violation import ViolationKind
 from tests.kube.page import APPLY, FILL, REACH, REMOVE, SIGN, step
 
@@ -21,7 +23,7 @@ FORMATS = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
 PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))]
 COMMANDS = (
     "demo", "up", "down", "status", "doctor", "migrate", "stock", "sign", "verify", "tx", "assignments", "recover",
-    "config", "keys", "bench", "simulate", "chaos", "broadcast",
+    "export", "tail", "config", "keys", "bench", "simulate", "chaos", "broadcast",
 )  # fmt: skip
 
 
@@ -54,6 +56,16 @@ def test_every_reason_code_is_documented() -> None:
 def test_every_violation_is_documented() -> None:
     for kind in ViolationKind:
         assert f"`{kind.value}`" in FORMATS, kind
+
+
+def test_every_exported_column_is_documented() -> None:
+    section = FORMATS.split("## Exported rows")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == COLUMNS.names
+
+
+def test_every_event_is_documented() -> None:
+    for kind in (SIGNED, REJECTED):
+        assert f"`{kind}`" in FORMATS, kind
 
 
 def test_only_real_settings_are_named() -> None:

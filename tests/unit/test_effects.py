@@ -25,6 +25,7 @@ ONLY_REAL = {
     # The twin of etcd has no users.
     "etcd Authenticate",
     # Reads for operators and for `recover`, which the twins' users do not make.
+    "postgres decided",
     "postgres find",
     "postgres held_back_by",
     # There is one broadcaster in a test.
