@@ -5,10 +5,8 @@ Each function opens what a stage needs and closes it again, so that an actor is 
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import Final
 
 from pydantic import SecretStr
 
+from pipeline import journal
 from pipeline.adapters.batch_log import KafkaBatchLog
 from pipeline.adapters.batch_subscription import KafkaBatchSubscription
 from pipeline.adapters.broadcasts import PostgresBroadcasts
@@ -53,9 +52,7 @@ CLOCK: Final = SystemClock()
 
 def start_logging() -> None:
     """Logs of an actor go to its stderr, which Ray keeps per process and shows in the dashboard."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
-    )
+    journal.start()
 
 
 def here(settings: Settings) -> Settings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -14,8 +13,9 @@ from typing import Any, Final
 import ray
 
 from pipeline.errors import DeploymentHalted, NotLeader, OncesignError, ProducerFenced, UsageError
+from pipeline.journal import Journal
 
-log = logging.getLogger(__name__)
+journal = Journal(__name__, "actor")
 
 DRAIN_TIMEOUT_S: Final = 25.0
 
@@ -90,10 +90,10 @@ async def _carry(name: str, run: Callable[[asyncio.Event], Awaitable[None]], sto
     try:
         await run(stop)
     except OncesignError as error:
-        log.error("%s: failed: %s", name, error)  # noqa: TRY400 - an expected error needs no traceback
+        journal.ended("stage", actor=name, error=error)
         raise
-    except Exception:
-        log.exception("%s: failed", name)
+    except Exception as error:
+        journal.ended("stage", frames=error, actor=name, error=error)
         raise
 
 

@@ -7,7 +7,6 @@ lost the fence exits its process; Ray starts it again, and it waits for the lead
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Sequence
 
@@ -19,13 +18,14 @@ from pipeline.assignment.manager import KeyManager
 from pipeline.assignment.records import Assignment, KeyRecord, StreamRecord
 from pipeline.assignment.view import View
 from pipeline.errors import NotLeader, OncesignError
+from pipeline.journal import Journal
 from pipeline.ports import AssignReply, AssignRequest
 from pipeline.service.server import Server
 from pipeline.settings import Settings
 from pipeline.stages import intake
 from pipeline.stream import Stream
 
-log = logging.getLogger(__name__)
+journal = Journal(__name__, "key-manager")
 
 NAME = "key-manager"
 FENCE_LOST_EXIT = 70
@@ -160,5 +160,5 @@ class KeyManagerActor:
             return self._manager
 
     def _fence_lost(self) -> None:
-        log.error("key manager: failed: the leader record is no longer ours; exiting")
+        journal.ended("the leader record is no longer ours; exits")
         os._exit(FENCE_LOST_EXIT)

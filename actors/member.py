@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +15,10 @@ from actors.host import StageState, StageStatus
 from actors.key_manager import NAME as KEY_MANAGER
 from actors.names import CALL_TIMEOUT_S, START_TIMEOUT_S
 from pipeline.errors import OncesignError
+from pipeline.journal import Journal
 from pipeline.settings import Settings
 
-log = logging.getLogger(__name__)
+journal = Journal(__name__, "supervisor")
 
 RESTART_FIRST_S: Final = 0.5
 RESTART_LONGEST_S: Final = 15.0
@@ -65,7 +65,7 @@ class Member:
             if idle and not self.leaves:
                 await self._start(now_s)
         except OncesignError as error:
-            log.warning("%s: failed: %s", self.name, error)
+            journal.failed("does not answer", actor=self.name, error=error)
             self.answered = False
 
     async def _start(self, now_s: float) -> None:

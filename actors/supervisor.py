@@ -8,7 +8,6 @@ holds that error, and the driver ends the job with it. A supervisor that dies le
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 from collections.abc import Collection
@@ -27,13 +26,14 @@ from actors.member import Member, members, merged, signing
 from actors.names import CALL_TIMEOUT_S, START_TIMEOUT_S, Group, find, is_elsewhere, running
 from actors.scaling import SCALE_EVERY_S, Scale
 from pipeline.errors import DependencyDown, NotLeader, OncesignError, RuntimeFault
+from pipeline.journal import Journal
 from pipeline.settings import Settings
 from pipeline.stages.backoff import Backoff
 from pipeline.stages.consumer import Worker
 from pipeline.stages.loops import cancel
 from pipeline.stream import Stream
 
-log = logging.getLogger(__name__)
+journal = Journal(__name__, "supervisor")
 
 SUPERVISE_EVERY_S: Final = 1.0
 PREPARE_TIMEOUT_S: Final = 60.0
@@ -148,7 +148,7 @@ class SupervisorActor:
                 await self._lead()
                 await composition.prepare(self._settings, RemoteKeyManager(self._crew.key_manager), self._topics)
             except (DependencyDown, RuntimeFault) as error:
-                log.warning("supervisor: failed, tries again: %s", error)
+                journal.failed("tries again", error=error)
                 await backoff.pause(error)
             else:
                 return
@@ -202,21 +202,21 @@ class SupervisorActor:
             try:
                 await self._scale_to(scale.wanted(await self._backlog(), len(self._crew.signers), time.monotonic()))
             except OncesignError as error:
-                log.warning("supervisor: the number of signers stays: %s", error)
+                journal.failed("the number of signers stays", error=error)
 
     async def _scale_to(self, wanted: int) -> None:
         for slot in range(len(self._crew.signers), wanted):
             name = crews.signer_name(slot)
             self._crew.signers[name] = await crews.signer(self._settings, slot)
             self._members.append(signing(name, self._crew.signers[name]))
-            log.info("supervisor: succeeded, %s is asked for", name)
+            journal.succeeded("signer asked for", actor=name)
         gone = [crews.signer_name(slot) for slot in range(wanted, len(self._crew.signers))]
         ended = {name: self._crew.signers.pop(name) for name in gone}
         self._members = [member for member in self._members if member.name not in ended]
         await self._tell_signers(let_go=gone)
         for name, actor in ended.items():
             ray.kill(actor, no_restart=True)
-            log.info("supervisor: succeeded, %s is let go", name)
+            journal.succeeded("signer let go", actor=name)
 
     async def _tell(self, stop: asyncio.Event) -> None:
         """Whoever gives out batches, when there is another signer or one less."""

@@ -7,17 +7,17 @@ A lease can run out while its holder is paused, so it proves nothing by itself; 
 from __future__ import annotations
 
 import datetime as dt
-import logging
 from dataclasses import dataclass
 from typing import Final
 
 from pipeline.assignment.paths import Paths
 from pipeline.assignment.records import Leader
 from pipeline.errors import AmbiguousTxn, NotLeader, StoreUnavailable
+from pipeline.journal import Journal
 from pipeline.ports import Clock, Compare, KeyValue, Store, Txn
 from pipeline.settings import EtcdSettings
 
-log = logging.getLogger(__name__)
+journal = Journal(__name__, "key-manager")
 
 CLAIM_PAUSE_S: Final = 0.25
 CLAIM_MARGIN_S: Final = 3.0
@@ -87,14 +87,14 @@ class Leadership:
                 if not await self._store.keep_alive(claim.lease):
                     return
             except StoreUnavailable as error:
-                log.warning("key manager: failed to keep its lease alive: %s", error)
+                journal.failed("lease not kept alive", error=error)
 
     async def resign(self, claim: Claim) -> None:
         """Let the next one lead at once; an etcd that is away will let the lease run out instead."""
         try:
             await self._store.revoke_lease(claim.lease)
         except StoreUnavailable as error:
-            log.warning("key manager: failed to resign: %s", error)
+            journal.failed("not resigned", error=error)
 
 
 def _other_leads(found: KeyValue | None) -> NotLeader:

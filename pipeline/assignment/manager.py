@@ -7,7 +7,6 @@ ELSE branch says whether it had been applied. Nothing is ever decided from a pla
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import uuid
 from collections import deque
@@ -37,11 +36,12 @@ from pipeline.assignment.rules import Assigning, plan_release, plan_release_held
 from pipeline.assignment.view import Guard, View
 from pipeline.assignment.writing import send
 from pipeline.errors import NotLeader, NotReleasable, OncesignError, StoreUnavailable, StreamHalted, UsageError
+from pipeline.journal import Journal
 from pipeline.ports import AssignReply, AssignRequest, Clock, Ledger, Store, TxnResult, Waiting
 from pipeline.settings import Settings
 from pipeline.stream import Stream
 
-log = logging.getLogger(__name__)
+journal = Journal(__name__, "key-manager")
 
 GROUP_MAX: Final = 32
 """Batches released, or keys imported, in one etcd transaction: at most three writes each."""
@@ -122,13 +122,13 @@ class KeyManager:
 
     def _writer_ended(self, writer: asyncio.Task[None]) -> None:
         if not writer.cancelled() and (error := writer.exception()) is not None:
-            log.error("key manager: failed: its writer ended", exc_info=error)
+            journal.ended("its writer ended", frames=error, error=error)
             self._lose("its writer ended; a new process starts from what etcd holds")
 
     def _lose(self, reason: str) -> None:
         if self._lost:
             return
-        log.error("key manager: denied: %s", reason)
+        journal.denied("halted", reason=reason)
         self._lost, self._guard = True, None
         self._fail_all(NotLeader(f"the key manager leads no more: {reason}."))
         self._fence_lost()
@@ -167,10 +167,10 @@ class KeyManager:
 
     async def release(self, batches: Sequence[tuple[Stream, int]], worker: str) -> None:
         """See ports.Assigner."""
-        log.debug("release by %s: %d batches", worker, len(batches))
         for start in range(0, len(batches), GROUP_MAX):
             part = batches[start : start + GROUP_MAX]
             await self._do(partial(plan_release, batches=part, now_ms=self._clock.unix_ms()))
+            journal.succeeded("released", worker=worker, batches=len(part))
 
     async def release_held(self, batches: Sequence[tuple[Stream, int]], worker: str) -> None:
         """Release, all or nothing, what this very worker holds; what is released already is left out.
@@ -294,7 +294,7 @@ class KeyManager:
                 self._lose(error.message.rstrip("."))
                 return
             except OncesignError as error:
-                log.warning("key manager: failed: %s", error)
+                journal.failed("tries again", error=error)
                 self._fail_all(error)
                 self._stale, self._trouble = True, error
                 await self._clock.sleep(IDLE_S)
@@ -386,7 +386,7 @@ class KeyManager:
             if plan.is_applied(result.reads):
                 plan.apply(result.revision, result.reads)
                 return
-            log.warning("key manager: failed: its view of etcd was out of date; reading all of it again")
+            journal.failed("its view of etcd was out of date; reads all of it again")
             await self._reload()
         raise StoreUnavailable("its records keep changing under the key manager", hint="Who else writes to etcd?")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
@@ -12,6 +11,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import OncesignError
+from pipeline.journal import Journal
 from pipeline.ports import Clock
 from pipeline.service import metrics, openapi, page, problem
 from pipeline.service.body import AssignAnswer
@@ -25,7 +25,7 @@ from pipeline.service.route import ROUTES, Route
 from pipeline.service.token import Token
 from pipeline.settings import Settings
 
-log = logging.getLogger(__name__)
+journal = Journal(__name__, "service")
 
 BODY_TIMEOUT_S: Final = 10.0
 REQUESTS_MAX: Final = 512
@@ -107,8 +107,8 @@ class Service:
             return _problem_response(Problem(Code.NOT_FOUND, f"there is no {request.path}.", "See /openapi.json."))
         except web.HTTPException:
             raise
-        except Exception:
-            log.exception("service: failed: %s %s", request.method, request.path)
+        except Exception as error:  # noqa: BLE001 - its frames are in the log
+            journal.ended("request", frames=error, method=request.method, path=request.path)
             return _problem_response(Problem(Code.FAILED, "a fault of the service.", "Its log has it."))
 
     # ── /v1 ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-
 from aiohttp import web
 
 from pipeline.clock import SystemClock
 from pipeline.errors import NotLeader, RuntimeFault, SettingError
+from pipeline.journal import Journal
 from pipeline.service.application import Service
 from pipeline.service.desk import Desk, Leading
 from pipeline.service.token import Token
 from pipeline.settings import ENV_PREFIX, Settings
 
-log = logging.getLogger(__name__)
+journal = Journal(__name__, "service")
 
 SHUTDOWN_S = 5.0
 """How long requests under way may take when the server stops."""
@@ -44,7 +43,7 @@ class Server:
             await self._runner.cleanup()
             where = f"{self._settings.host}:{self._settings.port}"
             raise RuntimeFault(f"the key manager's service cannot listen on {where}: {error.strerror}.") from None
-        log.info("service: succeeded: listens on %s", self.address)
+        journal.succeeded("listens", address=self.address)
 
     @property
     def address(self) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 from pathlib import Path
 from typing import Final
 
 from pipeline.errors import SecretFileError
+from pipeline.journal import Journal
 from pipeline.ports import Clock
 
-log = logging.getLogger(__name__)
+journal = Journal(__name__, "service")
 
 TOKEN_CHARACTERS_MIN: Final = 16
 TOKEN_CHARACTERS_MAX: Final = 4096
@@ -47,7 +47,7 @@ class Token:
         try:
             self._digest = _read(self._path)
         except SecretFileError as error:
-            log.warning("service: failed: the token of before stays: %s", error)
+            journal.failed("the token of before stays", error=error)
 
     def __repr__(self) -> str:
         return f"<Token of {self._path}>"

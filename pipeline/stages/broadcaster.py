@@ -9,7 +9,6 @@ limits without a word, so what is in flight stays below them, a receipt alone co
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -17,12 +16,13 @@ from typing import Final, Protocol
 
 from pipeline.errors import DependencyDown, MalformedBatch
 from pipeline.ethereum.signed import SignedRecord
+from pipeline.journal import Journal
 from pipeline.ports import BatchLog, Clock, Message, Place
 from pipeline.settings import BroadcastSettings
 from pipeline.stages.account import REFUSED_S, Account, Answer, Reception, Refusal, Transaction
 from pipeline.stages.backoff import Backoff
 
-log = logging.getLogger(__name__)
+journal = Journal(__name__, "broadcaster")
 
 LOOK_S: Final = 0.5
 """Between two questions for the node's last block."""
@@ -192,7 +192,7 @@ class Broadcaster:
                     return
                 backoff.reset()
             except DependencyDown as error:
-                log.warning("broadcaster: failed, tries again: %s", error)
+                journal.failed("tries again", error=error)
                 await backoff.pause(error)
                 continue
             if not moved:
@@ -281,7 +281,7 @@ class Broadcaster:
     def _deny(self, account: Account, reason: str) -> None:
         """Nothing of it can move until an operator has acted; its place is another's."""
         if account.sender not in self._told:
-            log.error("broadcaster: denied: %s: %s", account.sender, reason)
+            journal.denied("nothing of a sender moves", sender=account.sender, reason=reason)
         self._told.add(account.sender)
         self._accounts.pop(account.sender, None)
         until_s = self._ports.clock.monotonic_s() + REFUSED_S
@@ -351,7 +351,7 @@ class Broadcaster:
             self.count.reverted += not fate.receipt.succeeded
             return
         self.count.failed += 1
-        log.error("broadcaster: failed: nonce %s of %s: %s", fate.transaction.nonce, fate.sender, fate.reason)
+        journal.ended("a nonce is lost", sender=fate.sender, nonce=fate.transaction.nonce, reason=fate.reason)
 
     # ── sending ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

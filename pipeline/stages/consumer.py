@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -30,6 +29,7 @@ from pipeline.errors import (
     RuntimeFault,
     SigningRefused,
 )
+from pipeline.journal import Journal
 from pipeline.ports import (
     Assigned,
     Assigner,
@@ -52,7 +52,7 @@ from pipeline.stages.release import Releases
 from pipeline.stages.work import Partition, Queues, Round, State, Work
 from pipeline.stream import Stream
 
-log = logging.getLogger(__name__)
+journal = Journal(__name__, "consumer")
 
 POLL_MESSAGES_MAX: Final = 32
 POLL_TIMEOUT_S: Final = 0.25
@@ -198,7 +198,7 @@ class BatchConsumer:
                 messages = await self._subscription.poll(POLL_MESSAGES_MAX, timeout_s)
                 backoff.reset()
             except DependencyDown as error:
-                log.warning("consumer %s: failed, tries again: %s", self._worker.name, error)
+                journal.failed("tries again", worker=self._worker.name, error=error)
                 self._broken = True
                 await backoff.pause(error)
                 continue
@@ -254,13 +254,13 @@ class BatchConsumer:
         self._queues.drop({p for p in self._queues.by_partition if p not in mine})
         for partition, reason in self._subscription.halted().items():
             if partition not in self.halted:
-                log.error("partition %s: denied: %s", partition, reason)
+                journal.denied("partition halted", topic=partition[0], partition=partition[1], reason=reason)
                 self.halted[partition] = reason
 
     async def _halt(self, message: Message, reason: str, *, persist: bool) -> None:
         partition = (message.place.topic, message.place.partition)
         stream = self._admission.stream(*partition)
-        log.error("stream %s: denied, halted: %s", stream, reason)
+        journal.denied("stream halted", stream=stream, offset=message.place.offset, reason=reason)
         self.halted[partition] = reason
         # What is ahead of the halting batch is finished and committed; the batch and what follows it is not.
         queue = self._queues.by_partition.get(partition)
@@ -270,7 +270,7 @@ class BatchConsumer:
             try:
                 await self._assigner.halt(stream, reason)
             except (DependencyDown, NotLeader, RuntimeFault) as error:
-                log.warning("stream %s: the halt is not written down, met again: %s", stream, error)
+                journal.failed("the halt is not written down, met again", stream=stream, error=error)
                 self._unwritten.add(partition)
                 self._broken = True
 
@@ -286,7 +286,7 @@ class BatchConsumer:
                 await self._ask(works)
                 backoff.reset()
             except (DependencyDown, NotLeader, RuntimeFault) as error:
-                log.warning("consumer %s: no answer from the key manager: %s", self._worker.name, error)
+                journal.failed("no answer from the key manager", worker=self._worker.name, error=error)
                 await backoff.pause(error)
 
     def _assignable(self) -> list[Work]:
@@ -349,7 +349,7 @@ class BatchConsumer:
                     await self._halt(work.message, str(error), persist=True)
                 return
             except (DependencyDown, RuntimeFault) as error:
-                log.warning("batch %s %s: failed, signed again: %s", work.request.stream, work.request.seq, error)
+                journal.failed("signed again", stream=work.request.stream, seq=work.request.seq, error=error)
                 await backoff.pause(error)
         if epoch == self._epoch:
             self._signing_s = self._clock.monotonic_s() - begun_s
@@ -384,12 +384,14 @@ class BatchConsumer:
         try:
             certain = await self._writer.commit(records, done.progress(), done.generation)
         except (RoundAborted, AmbiguousRound, BusUnavailable) as error:
-            log.warning("consumer %s: round failed, everything is read again: %s", self._worker.name, error)
+            journal.failed("round: everything is read again", worker=self._worker.name, error=error)
             self.count.rounds_aborted += 1
             self._broken = True
             return
         self._queues.remove(done)
         self._tally(done)
+        for work in done.works:
+            journal.succeeded("published", stream=work.request.stream, seq=work.request.seq, worker=self._worker.name)
         if certain:
             self._releases.add((w.request.stream, w.request.seq) for w in done.works if w.assignment is not None)
         else:

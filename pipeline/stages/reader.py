@@ -8,7 +8,6 @@ and goes on from the cursor that was committed with the last batch.
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -17,13 +16,14 @@ import pyarrow as pa
 from pipeline.assignment.records import StreamRecord
 from pipeline.errors import AmbiguousRound, DependencyDown, RoundAborted, StreamHalted
 from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
+from pipeline.journal import Journal
 from pipeline.ports import Clock, ReaderPosition, Source, StreamWriter
 from pipeline.settings import ReaderSettings
 from pipeline.stages.backoff import Backoff
 from pipeline.stages.cut import cut
 from pipeline.stream import START, Cursor, Stream
 
-log = logging.getLogger(__name__)
+journal = Journal(__name__, "reader")
 
 FETCH_BATCHES: Final = 8
 """Batches per look at Postgres and per Kafka transaction, at the most."""
@@ -92,10 +92,10 @@ class BatchReader:
                 backoff.reset()
                 await self._follow(position, stop)
             except (RoundAborted, AmbiguousRound) as error:
-                log.warning("reader %s: failed, resumes from Kafka: %s", self.stream, error)
+                journal.failed("resumes from Kafka", stream=self.stream, error=error)
                 await backoff.pause(error)
             except DependencyDown as error:
-                log.warning("reader %s: failed, tries again: %s", self.stream, error)
+                journal.failed("tries again", stream=self.stream, error=error)
                 await backoff.pause(error)
 
     async def _resume(self) -> ReaderPosition:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable
 from typing import Final
 
 from pipeline.errors import OncesignError
+from pipeline.journal import Journal
 from pipeline.ports import Assigner
 from pipeline.stream import Stream
 
-log = logging.getLogger(__name__)
+journal = Journal(__name__, "consumer")
 
 RELEASE_WAITING_MAX: Final = 4096
 """Beyond this, published batches are left to the sweeper to release."""
@@ -51,4 +51,4 @@ class Releases:
             await self._assigner.release(batches, self._worker)
         except OncesignError as error:
             # The sweeper finds these assignments published and releases them.
-            log.warning("consumer %s: release failed, left to the sweeper: %s", self._worker, error)
+            journal.failed("release is left to the sweeper", worker=self._worker, error=error)

@@ -9,7 +9,6 @@ delivers it again.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ from pipeline.assignment.records import NOWHERE, Assignment
 from pipeline.errors import DeploymentHalted, MalformedBatch, OncesignError, ProducerFenced
 from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
 from pipeline.ethereum.signed import header_of
+from pipeline.journal import Journal
 from pipeline.ports import Assigned, Assigner, AssignRequest, BatchLog, Clock, RoundWriter, Signers, Source
 from pipeline.stages.consumer import Outlets, Worker
 from pipeline.stages.publication import partition_of, records_of
 from pipeline.stream import Stream
 
-log = logging.getLogger(__name__)
+journal = Journal(__name__, "sweeper")
 
 SWEEP_EVERY_S: Final = 2.0
 SWEEP_AGE_S: Final = 4.0
@@ -82,7 +82,7 @@ class Sweeper:
             except (ProducerFenced, DeploymentHalted):
                 raise
             except OncesignError as error:
-                log.warning("sweeper: failed, tries again: %s", error)
+                journal.failed("tries again", error=error)
             await self._ports.clock.sleep(SWEEP_EVERY_S)
 
     async def sweep(self) -> None:
@@ -159,7 +159,7 @@ class Sweeper:
         """Whether tx.signed still holds everything since the assignment; else nobody can say that it is not there."""
         told = a.signed_from[partition] >= kept_from
         if not told:
-            log.error("batch %s %s: left alone: tx.signed is not kept since it was assigned", a.stream, a.seq)
+            journal.denied("batch left alone: tx.signed is not kept since it was assigned", stream=a.stream, seq=a.seq)
         return told
 
     async def _find(
@@ -200,7 +200,7 @@ class Sweeper:
         signed = await self._ports.signers.sign(batch, reply)
         outlets = self._outlets
         records = records_of(reply.assignment, signed, outlets.signed, outlets.rejected, outlets.signed_partitions)
-        log.warning("batch %s %s: lost by Kafka, signed again", assignment.stream, assignment.seq)
+        journal.failed("batch lost by Kafka, signed again", stream=assignment.stream, seq=assignment.seq)
         if await self._ports.writer.commit(records, {}, None):
             await self._ports.desk.release([(assignment.stream, assignment.seq)], self._worker.name)
         else:

@@ -7,7 +7,6 @@ and on the ledger. Outcomes, findings and its own position are one Postgres tran
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pipeline.assignment.records import Assignment
 from pipeline.errors import DependencyDown, MalformedBatch
 from pipeline.ethereum.rejected import Rejection
 from pipeline.ethereum.signed import SignedRecord
+from pipeline.journal import Journal
 from pipeline.ports import BatchLog, Clock, Ledger, Message, Place, Source
 from pipeline.settings import SourceSettings
 from pipeline.stages.backoff import Backoff
@@ -33,7 +33,7 @@ from pipeline.stages.inspection import (
 from pipeline.stages.violation import Violation, ViolationKind
 from pipeline.stream import Stream
 
-log = logging.getLogger(__name__)
+journal = Journal(__name__, "verifier")
 
 RECORDS_MAX: Final = 32
 """Signed records looked at before their outcomes are written; going to another partition costs a tenth of a second."""
@@ -129,7 +129,7 @@ class Verifier:
                 moved = await self.step()
                 backoff.reset()
             except DependencyDown as error:
-                log.warning("verifier: failed, tries again: %s", error)
+                journal.failed("tries again", error=error)
                 self._positions.clear()
                 await backoff.pause(error)
                 continue
@@ -291,7 +291,7 @@ class Verifier:
         self.count.rejected += len(finding.outcomes) - signed
         self.count.violations += len(violations)
         for violation in violations:
-            log.error("verifier: failed: %s", violation)
+            journal.denied("violation", stream=violation.stream, seq=violation.seq, reason=violation)
         room = KEPT_VIOLATIONS_MAX - len(self.count.first)
         self.count.first += [str(violation) for violation in violations[:room]]
 
