@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from jobs import bench, broadcast, checks, config, export, keys, recovery, rows, servers, signing, simulate, tail
+from jobs import bench, broadcast, checks, config, export, keys, recovery, rows, servers, signing, simulate, tail, top
 from jobs.chaos.command import chaos
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command()(servers.doctor)
 app.command()(rows.migrate)
 app.command()(rows.stock)
 app.command()(signing.sign)
+app.command()(top.top)
 app.command()(checks.verify)
 app.command()(checks.tx)
 app.command()(broadcast.broadcast)

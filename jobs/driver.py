@@ -198,6 +198,16 @@ class Driver:
         seconds = time.monotonic() - (self._ready_s or time.monotonic())
         signed = self._signed - self._signed_before
         return {
+            "stages": {
+                "read": _sum(status, "reader", "rows"),
+                "signed": _sum(status, "signer", "signed"),
+                "published": _sum(status, "consumer", "signed") + _sum(status, "consumer", "rejected"),
+                "verified": _sum(status, "tx-verifier", "verified") + _sum(status, "tx-verifier", "rejected"),
+            },
+            "rounds": _sum(status, "consumer", "rounds"),
+            "rounds_aborted": _sum(status, "consumer", "rounds_aborted"),
+            "queue": _sum(status, "key-manager", "queue"),
+            "queue_oldest_s": manager.counts.get("queue_oldest_s", 0.0) if manager else 0.0,
             "signed": signed,
             "rejected": self._rejected,
             "verified": _sum(status, "tx-verifier", "verified"),

@@ -53,7 +53,7 @@ class Watch:
         complete = logs[: logs.rfind("\n") + 1]
         fresh, self.read = complete[self.read :], len(complete)
         for line in fresh.splitlines():
-            fields = _json(line)
+            fields = json_of(line)
             if fields is None:
                 if line.strip() and not line.startswith(ERROR):  # the summary has it too
                     sys.stderr.write(line + "\n")
@@ -63,7 +63,8 @@ class Watch:
                 self.summary = fields
 
 
-def _json(line: str) -> dict[str, Any] | None:
+def json_of(line: str) -> dict[str, Any] | None:
+    """The object that a line is, if it is one."""
     if not line.startswith("{"):
         return None
     try:
@@ -93,9 +94,9 @@ def sign(
     """
     pause_s = PAUSE_FIRST_S
     for submission in range(SUBMISSIONS_MAX):
-        place = _there(address) if address else _here(settings, again=submission > 0)
+        place = there(address) if address else _here(settings, again=submission > 0)
         if submission == 0:
-            _require_alone(_client(place), settings.deployment)
+            _require_alone(client_of(place), settings.deployment)
         watch = Watch(progress)
         try:
             _run(place, _flags(until_drained=until_drained, verify=verify, expect=expect), settings, watch)
@@ -121,20 +122,22 @@ def _here(settings: Settings, *, again: bool) -> Place:
     return Place(head.dashboard, cluster.token(head), sys.executable, {"env_vars": environment})
 
 
-def _there(address: str) -> Place:
+def there(address: str) -> Place:
     """A cluster of somebody's, whose nodes have the code and the settings."""
     return Place(address, cluster.token_at_hand(), "python", {})
 
 
-def _client(place: Place) -> JobSubmissionClient:
+def client_of(place: Place) -> JobSubmissionClient:
+    """Raises RayUnavailable."""
     headers = {"Authorization": f"Bearer {place.token}"} if place.token else None
     try:
         return JobSubmissionClient(place.dashboard, headers=headers)
     except (OSError, RuntimeError) as error:
-        raise RayUnavailable(_first_line(error), address=place.dashboard, hint=ADDRESS) from error
+        raise RayUnavailable(first_line(error), address=place.dashboard, hint=ADDRESS) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of what it says, or its name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -149,7 +152,7 @@ def _require_alone(client: JobSubmissionClient, deployment: str) -> None:
 
 
 def _run(place: Place, flags: str, settings: Settings, watch: Watch) -> None:
-    client = _client(place)
+    client = client_of(place)
     job = client.submit_job(
         entrypoint=f"{place.python} -m jobs.sign{flags}",
         runtime_env=place.runtime_env,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -125,6 +126,16 @@ def pid_of(victim: str, settings: Settings, signing: Signing) -> int:
     return server.pid if server else int(signing.progress["pids"][victim])
 
 
+def watch(session: Session) -> None:
+    """`oncesign top` sees what the job says."""
+    seen = json.loads(session.run("top", "--once", "--json").stdout)
+    assert seen["stages"]["read"] > 0
+    assert seen["per_second"].keys() == seen["stages"].keys()
+    assert "signer-0" in seen["pids"]
+    page = session.run("top", "--once").stdout
+    assert re.search(r"^read +reader +\d", page, re.MULTILINE), page
+
+
 def test_every_process_is_killed_once(session: Session) -> None:
     session.run("up")
     session.run("migrate")
@@ -133,6 +144,7 @@ def test_every_process_is_killed_once(session: Session) -> None:
     settings = resolve(Settings(data_dir=session.data_dir))
     signing = Signing(session)
     wait_until(1, settings, signing, START_TIMEOUT_S)
+    watch(session)
     rows = ROWS_FIRST
     resumed_s: dict[str, float] = {}
     for number, victim in enumerate(VICTIMS):

@@ -23,7 +23,7 @@ FORMATS = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
 PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))]
 COMMANDS = (
     "demo", "up", "down", "status", "doctor", "migrate", "stock", "sign", "verify", "tx", "assignments", "recover",
-    "export", "tail", "config", "keys", "bench", "simulate", "chaos", "broadcast",
+    "export", "tail", "config", "keys", "bench", "simulate", "chaos", "broadcast", "top",
 )  # fmt: skip
 
 
