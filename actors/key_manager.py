@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import ray
 
 from actors import composition
-from actors.host import StageState, StageStatus
+from actors.host import StageState, StageStatus, ray_node
+from actors.names import Group, is_elsewhere
 from pipeline.assignment.manager import KeyManager
 from pipeline.assignment.records import Assignment, KeyRecord, StreamRecord
 from pipeline.assignment.view import View
@@ -121,10 +122,14 @@ class KeyManagerActor:
         """What it was made of."""
         return self._stamp
 
-    async def leave(self) -> None:
-        """Its node is about to end: give up the lead, and take it no more in this process."""
-        self._leaving = True
-        await self.drain()
+    async def leave(self, node: str) -> None:
+        """This Ray node is about to end: if it is ours, give up the lead, and take it no more in this process.
+
+        Only where another node takes key managers: the next pod takes longer to come than our lease to end.
+        """
+        if node == ray_node() and is_elsewhere(Group.KEY_MANAGER, node):
+            self._leaving = True
+            await self.drain()
 
     async def status(self) -> StageStatus:
         """Start it if need be. Its own refusal to start is in the status, not raised."""

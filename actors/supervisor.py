@@ -23,7 +23,7 @@ from actors.crew import Crew
 from actors.host import StageHost, StageState, StageStatus
 from actors.key_manager import NAME as KEY_MANAGER
 from actors.member import Member, members, merged, signing
-from actors.names import CALL_TIMEOUT_S, START_TIMEOUT_S, Group, find, is_elsewhere, running
+from actors.names import CALL_TIMEOUT_S, START_TIMEOUT_S, find, running
 from actors.scaling import SCALE_EVERY_S, Scale
 from pipeline.errors import DependencyDown, NotLeader, OncesignError, RuntimeFault
 from pipeline.journal import Journal
@@ -264,10 +264,7 @@ class SupervisorActor:
     # ── a node that is about to end ──────────────────────────────────────────────────────────────────────────────────
 
     async def leave(self, ray_node: str) -> None:
-        """What runs on that Ray node finishes what it holds and takes nothing new; it goes on elsewhere.
-
-        A key manager gives up its lead only to another node: the next pod takes longer to come than its lease to end.
-        """
+        """What runs on that Ray node finishes what it holds and takes nothing new; it goes on elsewhere."""
         leaving = [m for m in self._members if m.status is not None and m.status.ray_node == ray_node]
         for member in leaving:
             member.leaving = ray_node
@@ -275,8 +272,8 @@ class SupervisorActor:
         for member in leaving:
             if member.name.startswith(STAGES):
                 await ask(member.actor.drain.remote(), CALL_TIMEOUT_S, member.name)
-        if any(member.name == KEY_MANAGER for member in leaving) and is_elsewhere(Group.KEY_MANAGER, ray_node):
-            await ask(self._crew.key_manager.leave.remote(), CALL_TIMEOUT_S, KEY_MANAGER)
+        if any(member.name == KEY_MANAGER for member in leaving):
+            await ask(self._crew.key_manager.leave.remote(ray_node), CALL_TIMEOUT_S, KEY_MANAGER)
 
     # ── drained? ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -33,10 +33,9 @@ async def leave(settings: Settings, node: str) -> None:
     if SUPERVISOR in running:
         supervisor = names.find(SUPERVISOR, settings.deployment)
         await ask(supervisor.leave.remote(node), LEAVE_TIMEOUT_S, SUPERVISOR)
-    elif KEY_MANAGER in running and names.is_elsewhere(names.Group.KEY_MANAGER, node):
+    elif KEY_MANAGER in running:
         manager = names.find(KEY_MANAGER, settings.deployment)
-        if (await ask(manager.status.remote(), LEAVE_TIMEOUT_S, KEY_MANAGER)).ray_node == node:
-            await ask(manager.leave.remote(), LEAVE_TIMEOUT_S, KEY_MANAGER)
+        await ask(manager.leave.remote(node), LEAVE_TIMEOUT_S, KEY_MANAGER)
 
 
 def main() -> None:
