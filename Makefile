@@ -17,7 +17,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	{ command -v "$$p"; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test proof image test-kube lint lock clean
+.PHONY: help setup demo test proof image test-kube test-node lint lock clean
 
 help:  ## Show the targets.
 	@sed -n 's/^\([a-z-]*\):.*##/  make \1 /p' Makefile
@@ -54,6 +54,9 @@ image:  ## Build oncesign:demo, the image of kuberay/ with the demo's servers; I
 
 test-kube: $(STAMP)  ## Sign on the cluster of KUBECONFIG, and delete its pods; LOAD="kind load docker-image oncesign:demo" ROUNDS=1.
 	@$(BIN)/python -m tests.kube --image "$$IMAGE && $$LOAD" --rounds $(ROUNDS)
+
+test-node: $(STAMP)  ## Send ten thousand signed transactions to a go-ethereum, built once from its Go module.
+	@$(BIN)/python -m pytest tests/integration/test_broadcast.py --node geth
 
 lint: $(STAMP)  ## Check style, types, layers and sizes.
 	@$(BIN)/ruff check .

@@ -26,6 +26,10 @@ KEPT = ("ONCESIGN_CACHE_DIR",)
 BEGUN = pytest.StashKey[Early]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--node", default="anvil", help="the Ethereum node of the broadcast: anvil, or geth (built once)")
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     if not session.config.option.collectonly:
         session.config.stash[BEGUN] = begun(item.nodeid for item in session.items)

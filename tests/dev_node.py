@@ -22,6 +22,7 @@ from typing import Any, Final
 from pipeline.errors import RuntimeFault
 from pipeline.local.cache import cache_dir, progress
 from pipeline.local.server import LOOPBACK, free_port, log_tail, made_whole
+from pipeline.local.toolchain import program
 
 PINS: Final = Path(__file__).with_name("ethereum_node")
 CHAIN_ID: Final = 1337
@@ -96,6 +97,26 @@ def _install(folder: Path) -> None:
     if done.returncode != 0:
         raise RuntimeFault(f"anvil could not be installed: {done.stderr.strip()[-600:]}")
     shutil.rmtree(folder / "npm", ignore_errors=True)
+
+
+@contextmanager
+def geth(folder: Path, senders: Sequence[str], *options: str) -> Iterator[DevNode]:
+    """With a block each second; `options` beside those that keep it to this machine."""
+    genesis, data = folder / "genesis.json", folder / "geth"
+    genesis.write_text(json.dumps(_genesis(senders)))
+    argv = [str(geth_binary()), "--datadir", str(data)]
+    subprocess.run([*argv, "init", str(genesis)], check=True, capture_output=True, timeout=60)
+    argv += ["--dev", "--dev.period", str(BLOCK_S), "--miner.gaslimit", str(GAS_LIMIT), "--nodiscover"]
+    argv += ["--maxpeers", "0", "--ipcdisable", "--port", "0", "--authrpc.port", str(free_port())]
+    with _running("geth", folder, [*argv, *options, "--http", "--http.addr", LOOPBACK, "--http.port"]) as node:
+        yield node
+
+
+def geth_binary() -> Path:
+    """Built once. Raises RuntimeFault."""
+    contents = {name: (PINS / name).read_bytes() for name in ("go.mod", "go.sum")}
+    what = "building go-ethereum from its Go module, once (a few minutes)"
+    return program("geth", contents, what, "github.com/ethereum/go-ethereum/cmd/geth")
 
 
 def _genesis(senders: Sequence[str]) -> dict[str, Any]:

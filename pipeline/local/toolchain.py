@@ -20,25 +20,25 @@ OLDEST_GO: Final = (1, 26)
 BUILD_TIMEOUT_S: Final = 900
 
 
-def program(name: str, contents: dict[str, bytes], what: str) -> Path:
+def program(name: str, contents: dict[str, bytes], what: str, package: str = ".") -> Path:
     """The program that these files of a Go module make, built unless it has been.
 
-    `what` is said while it is built. Raises RuntimeFault.
+    `what` is said while it is built; `package` is another than the module's own. Raises RuntimeFault.
     """
     pinned = hashlib.sha256(b"".join(contents.values())).hexdigest()[:16]
     binary = cache_dir() / name / pinned / name
     if not binary.exists():
         with progress(what):
-            _build(name, contents, binary)
+            _build(name, contents, binary, package)
     return binary
 
 
-def _build(name: str, contents: dict[str, bytes], binary: Path) -> None:
+def _build(name: str, contents: dict[str, bytes], binary: Path, package: str) -> None:
     binary.parent.mkdir(parents=True, exist_ok=True)
     workshop = Path(tempfile.mkdtemp(prefix="build-", dir=binary.parent))
     for file, content in contents.items():
         (workshop / file).write_bytes(content)
-    argv = [go(), "build", "-trimpath", "-ldflags=-s -w", "-o", name, "."]
+    argv = [go(), "build", "-trimpath", "-ldflags=-s -w", "-o", name, package]
     try:
         built = subprocess.run(
             argv, cwd=workshop, env=environment(), capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pipeline.custody.sealing import Kek
 from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, ReaderSettings, Settings, SourceSettings
 from pipeline.stock.row import Row, insert
 from tests.command_line import environment
-from tests.dev_node import BALANCE, CHAIN_ID, DevNode, anvil
+from tests.dev_node import BALANCE, CHAIN_ID, DevNode, anvil, geth
 from tests.pipeline_run import running
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(280)]
@@ -137,9 +138,29 @@ def killed_in_the_middle(settings: Settings, node: DevNode) -> None:
     assert mined(settings) < ROWS
 
 
-async def test_ten_thousand_are_mined_as_the_source_has_them(settings: Settings, tmp_path: Path) -> None:
+RAISED = ["accountslots=64", "globalslots=20000", "accountqueue=1000", "globalqueue=20000"]
+MORE_IN_FLIGHT = {"ONCESIGN_BROADCAST__IN_FLIGHT_PER_SENDER": "64", "ONCESIGN_BROADCAST__IN_FLIGHT_MAX": "10000"}
+NODES: dict[str, tuple[Callable[..., AbstractContextManager[DevNode]], list[str], dict[str, str]]] = {
+    "anvil": (anvil, [], {}),
+    "geth": (geth, [], {}),
+    "geth with a larger pool": (geth, [f"--txpool.{bound}" for bound in RAISED], MORE_IN_FLIGHT),
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kind" in metafunc.fixturenames:
+        asked = metafunc.config.getoption("--node")
+        metafunc.parametrize("kind", [kind for kind in NODES if kind.startswith(asked)])
+
+
+async def test_ten_thousand_are_mined_as_the_source_has_them(
+    kind: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, options, environ = NODES[kind]
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
     senders = await signed(settings)
-    with anvil(tmp_path, senders) as node:
+    with start(tmp_path, senders, *options) as node:
         killed_in_the_middle(settings, node)
         summary = Broadcasting(settings, node, *options_of_the_page()).end()
         assert ROWS // 4 < summary["mined"] <= ROWS  # what was mined of a batch that was not whole is looked at again
