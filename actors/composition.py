@@ -14,7 +14,7 @@ from typing import Final
 
 from pydantic import SecretStr
 
-from pipeline import journal
+from pipeline import journal, tracing
 from pipeline.adapters.batch_log import KafkaBatchLog
 from pipeline.adapters.batch_subscription import KafkaBatchSubscription
 from pipeline.adapters.broadcasts import PostgresBroadcasts
@@ -51,8 +51,12 @@ CLOCK: Final = SystemClock()
 
 
 def start_logging() -> None:
-    """Logs of an actor go to its stderr, which Ray keeps per process and shows in the dashboard."""
+    """Logs of an actor go to its stderr, which Ray keeps per process and shows in the dashboard; spans if configured.
+
+    Raises UsageError.
+    """
     journal.start()
+    tracing.start()
 
 
 def here(settings: Settings) -> Settings:

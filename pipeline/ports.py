@@ -120,6 +120,7 @@ class Message:
     value: bytes
     generation: Any = None  #: group metadata captured before the poll that returned it; opaque
     unix_ms: int | None = None  #: the record's timestamp, if the log gives it
+    traceparent: str = ""  #: see pipeline.tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,7 @@ class Outgoing:
     partition: int
     key: bytes
     value: bytes
+    traceparent: str = ""  #: see pipeline.tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,9 @@ class StreamWriter(Protocol):
         """
         ...
 
-    async def publish(self, batches: Sequence[bytes], position: ReaderPosition) -> None:
+    async def publish(
+        self, batches: Sequence[bytes], position: ReaderPosition, traceparents: Sequence[str] = ()
+    ) -> None:
         """One Kafka transaction with the batches, in order, and the position after the last of them.
 
         Raises ProducerFenced, RoundAborted, AmbiguousRound (call `open` again after the last two), BusUnavailable.

@@ -13,6 +13,7 @@ from pipeline.effects import Moment, effect
 from pipeline.errors import BusUnavailable
 from pipeline.ports import Message, Place, Progress
 from pipeline.settings import KafkaSettings
+from pipeline.tracing import HEADER
 
 FETCH_MESSAGES_MAX: Final = 64
 FETCH: Final = effect("kafka", "Fetch")
@@ -129,4 +130,5 @@ def message_of(raw: Any, generation: Any = None) -> Message:
         raw.value() or b"",
         generation,
         None if kind == TIMESTAMP_NOT_AVAILABLE else unix_ms,
+        next((value.decode(errors="replace") for name, value in raw.headers() or () if name == HEADER and value), ""),
     )

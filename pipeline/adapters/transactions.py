@@ -20,6 +20,7 @@ from pipeline.effects import Moment, effect
 from pipeline.errors import AmbiguousRound, OncesignError, RoundAborted, SettingError
 from pipeline.ports import Outgoing
 from pipeline.settings import KafkaSettings
+from pipeline.tracing import HEADER
 
 OPEN_TIMEOUT_S: Final = 5.0
 """A client that met a dead broker looks for its coordinator at long intervals; a new one finds it at once."""
@@ -135,7 +136,12 @@ class _Client:
             for record in records:
                 PRODUCE.reached(Moment.BEFORE)
                 producer.produce(
-                    record.topic, value=record.value, key=record.key, partition=record.partition, on_delivery=_delivered
+                    record.topic,
+                    value=record.value,
+                    key=record.key,
+                    partition=record.partition,
+                    headers=[(HEADER, record.traceparent)] if record.traceparent else None,
+                    on_delivery=_delivered,
                 )
             if offsets:
                 with effect("kafka", "TxnOffsetCommit"):

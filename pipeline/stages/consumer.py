@@ -47,10 +47,11 @@ from pipeline.settings import PoolSettings
 from pipeline.stages.admission import Admission
 from pipeline.stages.backoff import Backoff
 from pipeline.stages.loops import cancel, first_end
-from pipeline.stages.publication import records_of
+from pipeline.stages.publication import records_of, traced
 from pipeline.stages.release import Releases
 from pipeline.stages.work import Partition, Queues, Round, State, Work
 from pipeline.stream import Stream
+from pipeline.tracing import span
 
 journal = Journal(__name__, "consumer")
 
@@ -342,7 +343,8 @@ class BatchConsumer:
         begun_s = self._clock.monotonic_s()
         while True:
             try:
-                signed = await self._signers.sign(work.message.value, assigned)
+                with span("sign", work.request.stream, work.request.seq, work.message.traceparent):
+                    signed = await self._signers.sign(work.message.value, assigned)
                 break
             except (LedgerRefused, SigningRefused) as error:
                 if epoch == self._epoch:
@@ -368,7 +370,8 @@ class BatchConsumer:
             async with self._committing:
                 done = self._queues.next_round(self._settings.round_bytes_max)
                 if done is not None and not self._broken:
-                    await self._commit_round(done)
+                    with traced(done):
+                        await self._commit_round(done)
 
     async def _linger(self) -> None:
         if not self._queues.in_state(State.SIGNING):
@@ -402,8 +405,9 @@ class BatchConsumer:
     def _records(self, work: Work) -> list[Any]:
         if work.assignment is None or work.signed is None:
             return []
-        outlets = self._outlets
-        return records_of(work.assignment, work.signed, outlets.signed, outlets.rejected, outlets.signed_partitions)
+        to = self._outlets
+        places = to.signed, to.rejected, to.signed_partitions
+        return records_of(work.assignment, work.signed, *places, work.traceparent)
 
     def _tally(self, done: Round) -> None:
         self.count.rounds += 1

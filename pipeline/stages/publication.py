@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
 from pipeline.assignment.records import Assignment
 from pipeline.ports import Outgoing, SignedBatch
+from pipeline.stages.work import Round
 from pipeline.stream import Stream
+from pipeline.tracing import span
 
 
 def partition_of(address: str, shard: int, partitions: int) -> int:
@@ -16,15 +21,31 @@ def partition_of(address: str, shard: int, partitions: int) -> int:
 
 
 def records_of(
-    assignment: Assignment, signed: SignedBatch, signed_topic: str, rejected_topic: str, partitions: int
+    assignment: Assignment,
+    signed: SignedBatch,
+    signed_topic: str,
+    rejected_topic: str,
+    partitions: int,
+    traceparent: str = "",
 ) -> list[Outgoing]:
     """The signed record and one record per rejected row."""
     partition = partition_of(assignment.address, assignment.stream.shard, partitions)
     sender = bytes.fromhex(assignment.address.removeprefix("0x"))
     stream_key = key_of(assignment.stream)
-    return [Outgoing(signed_topic, partition, sender, signed.record)] + [
-        Outgoing(rejected_topic, 0, stream_key, row) for row in signed.rejections
+    return [Outgoing(signed_topic, partition, sender, signed.record, traceparent)] + [
+        Outgoing(rejected_topic, 0, stream_key, row, traceparent) for row in signed.rejections
     ]
+
+
+@contextmanager
+def traced(done: Round) -> Iterator[None]:
+    """A span for the publication of each batch of a round."""
+    with ExitStack() as stack:
+        for work in done.works:
+            work.traceparent = stack.enter_context(
+                span("publish", work.request.stream, work.request.seq, work.message.traceparent)
+            )
+        yield
 
 
 def key_of(stream: Stream) -> bytes:

@@ -8,6 +8,7 @@ and goes on from the cursor that was committed with the last batch.
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -22,6 +23,7 @@ from pipeline.settings import ReaderSettings
 from pipeline.stages.backoff import Backoff
 from pipeline.stages.cut import cut
 from pipeline.stream import START, Cursor, Stream
+from pipeline.tracing import span
 
 journal = Journal(__name__, "reader")
 
@@ -144,7 +146,9 @@ class BatchReader:
     async def _publish(self, batches: list[Batch]) -> ReaderPosition:
         last = batches[-1]
         position = ReaderPosition(last.header.seq, last.header.cursor, last.digest, last.header.system_id)
-        await self._writer.publish([batch.encode() for batch in batches], position)
+        with ExitStack() as spans:
+            traceparents = [spans.enter_context(span("read", self.stream, batch.header.seq)) for batch in batches]
+            await self._writer.publish([batch.encode() for batch in batches], position, traceparents)
         self.count.rows += sum(batch.rows.num_rows for batch in batches)
         self.count.batches += len(batches)
         self.count.seq, self.count.cursor = position.seq, position.cursor

@@ -32,6 +32,7 @@ from pipeline.stages.inspection import (
 )
 from pipeline.stages.violation import Violation, ViolationKind
 from pipeline.stream import Stream
+from pipeline.tracing import span
 
 journal = Journal(__name__, "verifier")
 
@@ -253,9 +254,10 @@ class Verifier:
                 findings.append(_unreadable(message.place, problem))
                 continue
             ids = [tx_id for tx_id in record.rows.column("tx_id").to_pylist() if tx_id is not None]
-            rows = await self._rows(header.stream.source, ids)
-            ledger = await self._ports.ledger.entry(header.stream, header.seq)
-            findings.append(inspect_record(record, message.place, rows, ledger))
+            with span("verify", header.stream, header.seq, message.traceparent):
+                rows = await self._rows(header.stream.source, ids)
+                ledger = await self._ports.ledger.entry(header.stream, header.seq)
+                findings.append(inspect_record(record, message.place, rows, ledger))
         return merged(findings)
 
     async def _rejected(self, messages: Sequence[Message]) -> Finding:

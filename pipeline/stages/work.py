@@ -32,6 +32,7 @@ class Work:
     state: State = State.NEW
     assignment: Assignment | None = None  #: None when DONE means "was published before"
     signed: SignedBatch | None = None
+    traceparent: str = ""  #: of its publication
 
     @property
     def partition(self) -> Partition:

@@ -121,7 +121,7 @@ class Broker:
                 raise Refused(Code.TOO_LARGE, f"{len(record.value)} bytes for {topic}, {self.bounds[topic]} fit")
         self._begun(producer).partitions.add((topic, number))
         for record in records:
-            log.append(record.key, record.value, producer.id)
+            log.append(record.key, record.value, producer.id, record.traceparent)
 
     def commit_in_transaction(
         self, transactional_id: str, epoch: int, who: Generation, offsets: Mapping[TopicPartition, Committed]

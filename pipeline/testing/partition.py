@@ -37,14 +37,14 @@ class PartitionLog:
         """Where the earliest open transaction begins, else the end."""
         return min(self.open.values(), default=self.end)
 
-    def append(self, key: bytes, value: bytes, producer: int = OUTSIDER) -> Place:
+    def append(self, key: bytes, value: bytes, producer: int = OUTSIDER, traceparent: str = "") -> Place:
         """One record."""
         place = Place(self.topic, self.number, self.end)
         if producer == OUTSIDER:
             self.seen.add(self.end)
         else:
             self.open.setdefault(producer, self.end)
-        self._add(producer, Message(place, key, value))
+        self._add(producer, Message(place, key, value, traceparent=traceparent))
         return place
 
     def mark(self, producer: int, *, commit: bool) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pipeline.errors import ProducerFenced, RoundAborted, SettingError
 from pipeline.ports import BatchSubscription, Outgoing, Progress, RoundWriter
-from tests.bus import SHARDS, Bus, polled, received, scanned, settled
+from tests.bus import SHARDS, Bus, polled, received, scanned, settled, stable
 
 MIB = 1024 * 1024
 TOO_LARGE = 5 * MIB
@@ -153,3 +154,12 @@ async def test_a_round_needs_an_open_writer(bus: Bus) -> None:
         await writer.commit([outgoing(bus, b"a")], {}, None)
     await writer.open()
     assert await writer.commit([outgoing(bus, b"a")], {}, None) is True
+
+
+async def test_a_record_keeps_its_place_in_a_trace(bus: Bus) -> None:
+    writer, log = bus.round_writer(), bus.log()
+    await writer.open()
+    told = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+    await writer.commit([replace(outgoing(bus, b"traced"), traceparent=told), outgoing(bus, b"not")], {}, None)
+    [end, *_] = await stable(log, bus.signed)
+    assert [m.traceparent async for m in log.scan(bus.signed, 0, 0, end)] == [told, ""]
