@@ -17,7 +17,10 @@ from actors.names import CALL_TIMEOUT_S, START_TIMEOUT_S, Group
 from actors.stamp import stamp
 from actors.supervisor import CLAIM_S, NAME, SupervisorActor
 from pipeline.errors import NotLeader, RuntimeFault
+from pipeline.journal import Journal
 from pipeline.settings import Settings
+
+journal = Journal(__name__, "takeover")
 
 DRAIN_TIMEOUT_S: Final = 90.0
 FOLLOW_TIMEOUT_S: Final = CLAIM_S + 5.0
@@ -37,7 +40,7 @@ async def supervisor(settings: Settings, job: str, *, verify: bool) -> Any:
         await _follow(found, job)
         if await ask(found.stamp.remote(), CALL_TIMEOUT_S, NAME) == wanted:
             return found
-        await ask(found.drain.remote(), DRAIN_TIMEOUT_S, NAME)
+        await _drain(found)
     await _end_all(settings, keep_own_kind=True)
     members = await crew.create(settings, verify=verify)
     shape = names.options(settings, NAME, Group.IO, cpus=CPUS, concurrency=CONCURRENCY)
@@ -63,8 +66,16 @@ async def _follow(found: Any, job: str) -> None:
 async def end(settings: Settings) -> None:
     """Drain the pipeline and end every actor of the deployment, the key manager included. Raises RuntimeFault."""
     if NAME in names.running(settings.deployment):
-        await ask(names.find(NAME, settings.deployment).drain.remote(), DRAIN_TIMEOUT_S, NAME)
+        await _drain(names.find(NAME, settings.deployment))
     await _end_all(settings, keep_own_kind=False)
+
+
+async def _drain(found: Any) -> None:
+    """As far as it gets: what a pipeline that does not answer leaves behind is taken up like after a crash."""
+    try:
+        await ask(found.drain.remote(), DRAIN_TIMEOUT_S, NAME)
+    except RuntimeFault as error:
+        journal.failed("the pipeline is ended without being drained", error=error)
 
 
 async def _end_all(settings: Settings, *, keep_own_kind: bool) -> None:
