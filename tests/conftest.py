@@ -17,32 +17,32 @@ from pydantic import SecretStr
 from pipeline.local.stack import Stack
 from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings
 from tests.databases import fresh, make_template
-from tests.early import Early, begun
 
 SCRUBBED = ("ONCESIGN_", "PG", "KAFKA_", "RAY_")
 KEPT = ("ONCESIGN_CACHE_DIR",)
 
 
-BEGUN = pytest.StashKey[Early]()
+PROCESSOR = ("tests/manifests/", "tests/simulation/", "tests/unit/", "tests/vectors/")
+"""Folders of tests that need nothing but a processor."""
+
+LOWEST = 19
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--node", default="anvil", help="the Ethereum node of the broadcast: anvil, or geth (built once)")
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    if not session.config.option.collectonly:
-        session.config.stash[BEGUN] = begun(item.nodeid for item in session.items)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-n 2 --dist loadgroup` runs these beside all others, which mostly wait for servers."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("processor" if item.nodeid.startswith(PROCESSOR) else "servers"))
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if BEGUN in config.stash:
-        config.stash[BEGUN].end()
-
-
-@pytest.fixture(scope="session")
-def early(request: pytest.FixtureRequest) -> Early:
-    return request.config.stash[BEGUN]
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A process that has such tests has no others, and takes what those leave."""
+    if "PYTEST_XDIST_WORKER" in os.environ and item.nodeid.startswith(PROCESSOR):
+        os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
 
 
 @pytest.fixture(autouse=True)

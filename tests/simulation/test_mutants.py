@@ -11,12 +11,14 @@ import pytest
 
 from pipeline.testing.simulation import crashes, harsher
 from pipeline.testing.simulation.memory import remembered
-from tests.early import Early
 from tests.simulation.guards import MUTANTS, NOT_ALONE, REDISCOVERED
 from tests.simulation.mutation import Edit, Mutant, Stale, apply
 
 FEWEST = 30
 COURSES = 30
+TIMEOUT_S = 600
+"""At the lowest priority, beside tests that start servers."""
+
 STARTUP = "pipeline.assignment.startup"
 SWEEPER = "pipeline.stages.sweeper"
 
@@ -30,16 +32,21 @@ sys.stdout.write(orjson.dumps([asdict(fate) for fate in fates([mutant], range(10
 """
 
 
+def mutants(*options: str, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "tests.simulation.mutants", *options]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
 @pytest.fixture(scope="module")
-def fates(early: Early) -> dict[str, dict[str, Any]]:
-    done = early.answer("::test_no_guard_is_missed_by_nobody")
+def fates() -> dict[str, dict[str, Any]]:
+    done = mutants("--seeds", "200", "--workers", "2", "--json", timeout_s=TIMEOUT_S)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(found) == len(MUTANTS), done.stderr[-3000:]
     assert done.returncode == (0 if all(fate["killed"] for fate in found) else 4)
     return {fate["name"]: fate for fate in found}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(TIMEOUT_S)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_no_guard_is_missed_by_nobody(mutant: Mutant, fates: dict[str, dict[str, Any]]) -> None:
     fate = fates[mutant.name]
@@ -128,8 +135,7 @@ def test_a_stale_mutant_is_refused(old: str, new: str) -> None:
 
 
 def test_the_command_line_tells_a_person() -> None:
-    argv = [sys.executable, "-m", "tests.simulation.mutants", "--seeds", "3", "--only", "next nonce"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
+    done = mutants("--seeds", "3", "--only", "next nonce")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("next nonce")
     assert "1 mutants, 0 survived" in done.stderr
