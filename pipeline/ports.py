@@ -162,9 +162,7 @@ class StreamWriter(Protocol):
         """
         ...
 
-    async def publish(
-        self, batches: Sequence[bytes], position: ReaderPosition, traceparents: Sequence[str] = ()
-    ) -> None:
+    async def publish(self, batches: Sequence[bytes], position: ReaderPosition, traces: Sequence[str] = ()) -> None:
         """One Kafka transaction with the batches, in order, and the position after the last of them.
 
         Raises ProducerFenced, RoundAborted, AmbiguousRound (call `open` again after the last two), BusUnavailable.
@@ -438,6 +436,4 @@ class Signers(Protocol):
         """Raises LedgerRefused, SigningRefused (halt the stream), DependencyDown or RuntimeFault (sign again)."""
         ...
 
-    def slots(self) -> int:
-        """How many jobs the pool works on at once."""
-        ...
+    def slots(self) -> int: ...  # how many batches it works on at once

@@ -51,13 +51,11 @@ class KafkaStreamWriter:
         at = committed.get(self._stream.shard)
         return _position(at.metadata) if at is not None else await self._last_batch()
 
-    async def publish(
-        self, batches: Sequence[bytes], position: ReaderPosition, traceparents: Sequence[str] = ()
-    ) -> None:
+    async def publish(self, batches: Sequence[bytes], position: ReaderPosition, traces: Sequence[str] = ()) -> None:
         """One Kafka transaction. Raises ProducerFenced, RoundAborted, AmbiguousRound, BusUnavailable."""
         shard = self._stream.shard
         key = str(self._stream).encode()
-        pairs = zip(batches, traceparents or [""] * len(batches), strict=True)
+        pairs = zip(batches, traces or [""] * len(batches), strict=True)
         records = [Outgoing(self._topic, shard, key, batch, traceparent) for batch, traceparent in pairs]
         offset = TopicPartition(self._topic, shard, position.seq, _text(position))
         if not await self._transactions.run(records, [offset], self._metadata):

@@ -41,12 +41,10 @@ class TwinStreamWriter:
         at = found.get(self._place)
         return _position(at.metadata) if at is not None else await self._last_batch()
 
-    async def publish(
-        self, batches: Sequence[bytes], position: ReaderPosition, traceparents: Sequence[str] = ()
-    ) -> None:
+    async def publish(self, batches: Sequence[bytes], position: ReaderPosition, traces: Sequence[str] = ()) -> None:
         """See ports.StreamWriter."""
         key = str(self._stream).encode()
-        pairs = zip(batches, traceparents or [""] * len(batches), strict=True)
+        pairs = zip(batches, traces or [""] * len(batches), strict=True)
         records = [Outgoing(*self._place, key, batch, traceparent) for batch, traceparent in pairs]
         at = {self._place: Committed(position.seq, _text(position))}
         if not await self._transactions.run(records, at, Generation(self._id)):

@@ -40,6 +40,7 @@ GWEI = 10**9
 CREATES = bytes.fromhex("6001600c60003960016000f3fe")  # stores one byte of code
 REVERTS = bytes.fromhex("60006000fd")
 COMMAND_TIMEOUT_S = 200
+SECRET_PATH = "v3/a-key-of-a-provider"
 IN_SHARES = {"transfer": 70, "data": 15, "listed": 10, "creates": 3, "reverts": 2}
 
 
@@ -168,6 +169,38 @@ async def test_ten_thousand_are_mined_as_the_source_has_them(
         assert compare(settings, node, senders) == Counter(mined=ROWS)
         again = Broadcasting(settings, node, "--until-mined", "--confirmations", "0").end()
         assert (again["sent"], again["mined"]) == (0, 0)
+
+
+FEW = 200
+
+
+def test_the_pipeline_broadcasts_when_it_has_a_node(settings: Settings, tmp_path: Path) -> None:
+    """An actor beside the verifier; the URL is in a file, and in nothing that is told."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        argv, env = [sys.executable, "-m", "jobs.app", *arguments], os.environ | environment(settings)
+        done = subprocess.run(
+            argv, env=env | {"ONCESIGN_BROADCAST__RPC_FILE": str(tmp_path / "rpc")}, capture_output=True, text=True,
+            timeout=COMMAND_TIMEOUT_S, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    senders = run("keys", "create", "--count", "4").stdout.split()
+    insert(settings.postgres, "transactions", rows(FEW))
+    with anvil(tmp_path, senders) as node:
+        (tmp_path / "rpc").write_text(f"{node.url}/{SECRET_PATH}\n")
+        try:
+            progress = run("sign", "--until-drained", "--json")
+            summary = run("broadcast", "--until-mined", "--confirmations", "0", "--json")
+        finally:
+            run("down")
+    assert '"broadcaster":' in progress.stderr
+    assert sum(row["sends"] for row in table(settings, "SELECT sends FROM broadcasts")) == FEW
+    assert FEW - json.loads(summary.stdout)["sent"] > 0, "some were sent by the actor"
+    assert mined(settings) == FEW
+    told = [progress.stderr, summary.stderr, *(log.read_text("utf-8", "replace") for log in tmp_path.rglob("*.log"))]
+    assert not [text for text in told if SECRET_PATH in text]
 
 
 def compare(settings: Settings, node: DevNode, senders: list[str]) -> Counter[str]:
