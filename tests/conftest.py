@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from pipeline.local.stack import Stack
 from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings
@@ -32,11 +34,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--node", default="anvil", help="the Ethereum node of the broadcast: anvil, or geth (built once)")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`-n 2 --dist loadgroup` runs these beside all others, which mostly wait for servers."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("processor" if item.nodeid.startswith(PROCESSOR) else "servers"))
+class TwoSides(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
+    """With `-n 2`: what needs a processor beside all the rest, which mostly waits for servers."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "processor" if nodeid.startswith(PROCESSOR) else "servers"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoSides:
+    return TwoSides(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
