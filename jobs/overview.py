@@ -10,6 +10,7 @@ from actors import composition
 from jobs.checks import outcome_counts
 from jobs.desk import etcd_view
 from pipeline.adapters.batch_log import KafkaBatchLog
+from pipeline.adapters.broadcasts import PostgresBroadcasts
 from pipeline.adapters.ledger import PostgresLedger
 from pipeline.adapters.outcomes import PostgresOutcomes
 from pipeline.adapters.postgres_source import PostgresSource
@@ -80,6 +81,8 @@ async def life_of(settings: Settings, source_name: str, tx_id: int) -> dict[str,
     life["ledger"] = await _ledger_row(settings, Stream(source_name, outcome["shard"]), outcome["seq"])
     if outcome["status"] == "signed":
         life["signed"] = await _signed(settings, outcome, tx_id)
+    if sent := await _broadcast(settings, source_name, tx_id):
+        life["broadcast"] = sent
     return life
 
 
@@ -114,6 +117,14 @@ async def _signed(settings: Settings, outcome: Any, tx_id: int) -> dict[str, Any
     finally:
         await log.close()
     return None
+
+
+async def _broadcast(settings: Settings, source: str, tx_id: int) -> dict[str, Any] | None:
+    broadcasts = PostgresBroadcasts(settings.postgres)
+    try:
+        return {name: _plain(value) for name, value in (await broadcasts.find(source, tx_id) or {}).items()} or None
+    finally:
+        await broadcasts.close()
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:

@@ -68,6 +68,10 @@ ON CONFLICT (chain_id, sender) DO UPDATE SET next_nonce = EXCLUDED.next_nonce
 """
 
 
+FOUND: Final = ("status", "sends", "detail", "block_number", "succeeded", "gas_used", "first_at", "decided_at")
+FIND: Final = f"SELECT {', '.join(FOUND)} FROM broadcasts WHERE (source, tx_id) = (%s, %s)"  # noqa: S608 - our own names
+
+
 class PostgresBroadcasts:
     """Fulfils stages.broadcaster.Broadcasts over one connection. Not for two tasks at once."""
 
@@ -112,6 +116,11 @@ class PostgresBroadcasts:
                 if decided:
                     senders = [_bytes(sender) for sender in decided]
                     await cursor.execute(MOVE, (chain_id, senders, list(decided.values())))
+
+    async def find(self, source: str, tx_id: int) -> Mapping[str, Any] | None:
+        """What became of a source row, with its column names; None before it was sent."""
+        rows = await self._fetch(effect("postgres", "find_broadcast"), FIND, (source, tx_id))
+        return dict(zip(FOUND, rows[0], strict=True)) if rows else None
 
     async def close(self) -> None:
         """See stages.broadcaster.Broadcasts."""

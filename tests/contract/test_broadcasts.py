@@ -178,6 +178,15 @@ async def test_what_is_mined_stays_mined(saved: PostgresBroadcasts, postgres: Po
 
 
 @pytest.mark.integration
+async def test_a_rows_fate_is_found(saved: PostgresBroadcasts) -> None:
+    assert await saved.find("payouts", 1) is None
+    await saved.save(CHAIN, [fate(0, receipt=MINED)], {})
+    found = await saved.find("payouts", 1)
+    assert found is not None
+    assert (found["status"], found["block_number"], found["succeeded"]) == ("mined", 7, True)
+
+
+@pytest.mark.integration
 async def test_another_hash_does_not_take_a_nonces_row(saved: PostgresBroadcasts, postgres: PostgresSettings) -> None:
     await saved.save(CHAIN, [fate(0, takes=1)], {})
     other = Transaction("payouts", 9, 0, b"\xff" * 32, b"raw")

@@ -30,6 +30,7 @@ ONLY_REAL = {
     "postgres held_back_by",
     # There is one broadcaster in a test.
     "postgres claim",
+    "postgres find_broadcast",
     # Before anything runs.
     "postgres migrate",
 }
