@@ -96,16 +96,17 @@ class ProgressView:
         self._as_json = as_json
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+        self._lively = self._console.is_terminal and not as_json  # FORCE_COLOR makes a terminal of a pipe
         self._said_s = -PLAIN_EVERY_S
         self._halted: set[str] = set()
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._lively:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
+        if self._lively:
             self._live.stop()
 
     def show(self, fields: dict[str, Any]) -> None:
@@ -118,7 +119,7 @@ class ProgressView:
                 self._halted.add(stream)
                 say(f"stream {stream} is halted: {reason}")
         line = progress_line(fields)
-        if self._console.is_terminal:
+        if self._lively:
             self._live.update(line)
         elif time.monotonic() - self._said_s >= PLAIN_EVERY_S:
             self._said_s = time.monotonic()

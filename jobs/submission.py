@@ -111,6 +111,18 @@ def sign(
     raise RuntimeFault(f"the job ended {SUBMISSIONS_MAX} times without a summary.", hint=f"See {logs}.")
 
 
+def run(address: str, arguments: str, timeout_s: float) -> None:
+    """Run `python -m ARGUMENTS` on the cluster of that dashboard to its end. Raises RuntimeFault, RayUnavailable."""
+    place = _there(address)
+    client = _client(place)
+    job = client.submit_job(entrypoint=f"{place.python} -m {arguments}", runtime_env=place.runtime_env)
+    _follow(client, job, Watch(lambda _: None), timeout_s)
+    status = client.get_job_status(job)
+    if status is not JobStatus.SUCCEEDED:
+        said = client.get_job_logs(job).strip().splitlines() or [""]
+        raise RuntimeFault(f"`python -m {arguments}` ended as {status}: {said[-1]}", hint=f"See {address}.")
+
+
 def _flags(*, until_drained: bool, verify: bool, expect: int) -> str:
     return " --until-drained" * until_drained + " --no-verify" * (not verify) + f" --expect={expect}" * bool(expect)
 

@@ -40,8 +40,10 @@ def oncesign(*arguments: str, timeout_s: float = COMMAND_TIMEOUT_S) -> subproces
 class Signing:
     """One command at a time; a thread follows it."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, address: str = "") -> None:
+        """`address` is the dashboard of another cluster than that of the data directory."""
         self._log = log
+        self._address = ("--address", address) if address else ()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._wanted = threading.Event()
@@ -99,7 +101,7 @@ class Signing:
                 if not self._wanted.is_set():
                     continue
                 self._process = subprocess.Popen(
-                    command("sign", "--json"),
+                    command("sign", "--json", *self._address),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     text=True,

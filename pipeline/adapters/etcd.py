@@ -106,10 +106,10 @@ class EtcdStore:
         found = answer.get("kvs", [])
         return _key_value(found[0]) if found else None
 
-    async def list(self, prefix: str) -> list[KeyValue]:
-        """See ports.Store."""
+    async def list(self, prefix: str, revision: int = 0) -> list[KeyValue]:
+        """See ports.Store; at a past revision if one is given, which may be compacted: StoreUnavailable."""
         start, end = prefix.encode(), _after(prefix.encode())
-        revision, found = 0, []
+        found: list[KeyValue] = []
         while True:
             body = {"key": _b64(start), "range_end": _b64(end), "limit": PAGE_KEYS, "revision": revision}
             answer = await self._ask("kv/range", body, repeatable=True)
@@ -118,6 +118,11 @@ class EtcdStore:
                 return found
             revision = revision or int(answer["header"]["revision"])
             start = found[-1].key.encode() + b"\0"
+
+    async def revision(self, key: str) -> int:
+        """Of the whole store, now, as told to who may read that key. Raises StoreUnavailable."""
+        answer = await self._ask("kv/range", {"key": _b64(key.encode()), "count_only": True}, repeatable=True)
+        return int(answer["header"]["revision"])
 
     async def grant_lease(self, ttl_s: int) -> int:
         """A lease that was granted without our knowing runs out by itself. Raises StoreUnavailable."""

@@ -40,7 +40,7 @@ GWEI = 10**9
 CREATES = bytes.fromhex("6001600c60003960016000f3fe")  # stores one byte of code
 REVERTS = bytes.fromhex("60006000fd")
 COMMAND_TIMEOUT_S = 200
-SECRET_PATH = "v3/a-key-of-a-provider"
+SECRET = "key=that-a-provider-gave"
 IN_SHARES = {"transfer": 70, "data": 15, "listed": 10, "creates": 3, "reverts": 2}
 
 
@@ -189,7 +189,7 @@ def test_the_pipeline_broadcasts_when_it_has_a_node(settings: Settings, tmp_path
     senders = run("keys", "create", "--count", "4").stdout.split()
     insert(settings.postgres, "transactions", rows(FEW))
     with anvil(tmp_path, senders) as node:
-        (tmp_path / "rpc").write_text(f"{node.url}/{SECRET_PATH}\n")
+        (tmp_path / "rpc").write_text(f"{node.url}/?{SECRET}\n")
         try:
             progress = run("sign", "--until-drained", "--json")
             summary = run("broadcast", "--until-mined", "--confirmations", "0", "--json")
@@ -200,7 +200,7 @@ def test_the_pipeline_broadcasts_when_it_has_a_node(settings: Settings, tmp_path
     assert FEW - json.loads(summary.stdout)["sent"] > 0, "some were sent by the actor"
     assert mined(settings) == FEW
     told = [progress.stderr, summary.stderr, *(log.read_text("utf-8", "replace") for log in tmp_path.rglob("*.log"))]
-    assert not [text for text in told if SECRET_PATH in text]
+    assert not [text for text in told if SECRET in text]
 
 
 def compare(settings: Settings, node: DevNode, senders: list[str]) -> Counter[str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -126,6 +127,8 @@ def test_a_pipeline_outlives_its_job(cluster: Cluster) -> None:
     finally:
         job.kill()
     before = signer_pid(job.communicate()[0])
+    killed = json.loads(cluster.run("consumer-0", module="jobs.accident"))["killed"]
+    assert not psutil.pid_exists(killed)
     stock(cluster.settings, ROWS, seed=2)
     cluster.settled(2 * ROWS)
     assert signer_pid(cluster.run("--until-drained", module="jobs.sign")) == before
