@@ -113,8 +113,8 @@ def sign(
 
 def run(address: str, arguments: str, timeout_s: float) -> None:
     """Run `python -m ARGUMENTS` on the cluster of that dashboard to its end. Raises RuntimeFault, RayUnavailable."""
-    place = _there(address)
-    client = _client(place)
+    place = there(address)
+    client = client_of(place)
     job = client.submit_job(entrypoint=f"{place.python} -m {arguments}", runtime_env=place.runtime_env)
     _follow(client, job, Watch(lambda _: None), timeout_s)
     status = client.get_job_status(job)
