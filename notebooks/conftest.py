@@ -22,7 +22,7 @@ from pipeline.settings import ENV_PREFIX
 from tests.conftest import KEPT, SCRUBBED
 
 HERE: Final = Path(__file__).parent
-TIMEOUT_S: Final = 300
+TIMEOUT_S: Final = 600
 DOWN_TIMEOUT_S: Final = 120
 
 
