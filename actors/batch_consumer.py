@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+from functools import partial
 from typing import Any
 
 import ray
@@ -12,9 +13,12 @@ import ray
 from actors import composition
 from actors.clients import RemoteKeyManager, SignerPool
 from actors.host import StageHost, StageStatus
+from actors.metrics import TELEMETRY, publishing
 from pipeline.ethereum import validity
 from pipeline.settings import Settings
+from pipeline.stages import figures
 from pipeline.stages.consumer import BatchConsumer, Worker
+from pipeline.telemetry import Growth
 
 
 @ray.remote
@@ -42,10 +46,12 @@ class BatchConsumerActor:
             worker = Worker(f"{self._name}.{os.getpid()}", composition.here(settings).node)
             self._pool = SignerPool(signers, settings.pool.batches_per_signer)
             manager = RemoteKeyManager(key_manager)
+            opened = composition.consumer(settings, self._slot, worker, manager, self._pool, TELEMETRY)
             try:
-                async with composition.consumer(settings, self._slot, worker, manager, self._pool) as consumer:
+                async with opened as consumer:
                     self._consumer = consumer
-                    await consumer.run(stop)
+                    async with publishing(partial(figures.of_consumer, Growth(TELEMETRY), consumer.count)):
+                        await consumer.run(stop)
             finally:
                 await self._pool.close()
 

@@ -10,10 +10,13 @@ import ray
 from actors import composition
 from actors.clients import RemoteKeyManager
 from actors.host import StageHost, StageStatus
+from actors.metrics import TELEMETRY, publishing
 from pipeline.errors import StreamHalted
 from pipeline.settings import Settings, SourceSettings
+from pipeline.stages import figures
 from pipeline.stages.reader import BatchReader
 from pipeline.stream import Stream
+from pipeline.telemetry import Growth
 
 
 @ray.remote
@@ -38,9 +41,11 @@ class BatchReaderActor:
 
         async def run(stop: asyncio.Event) -> None:
             self._halted.clear()
-            async with composition.readers(settings, source, shards, RemoteKeyManager(key_manager)) as readers:
+            growth, manager = Growth(TELEMETRY), RemoteKeyManager(key_manager)
+            async with composition.readers(settings, source, shards, manager, TELEMETRY) as readers:
                 self._readers = readers
-                await asyncio.gather(*(self._read(reader, stop) for reader in readers))
+                async with publishing(lambda: figures.of_readers(growth, source.name, [r.count for r in readers])):
+                    await asyncio.gather(*(self._read(reader, stop) for reader in readers))
 
         self._host.start(run)
 

@@ -38,7 +38,8 @@ from pipeline.settings import ENV_PREFIX, Settings, SourceSettings
 from pipeline.stages import preparation
 from pipeline.stages.admission import Admission
 from pipeline.stages.broadcaster import Broadcaster, BroadcasterPorts
-from pipeline.stages.consumer import BatchConsumer, ConsumerPorts, Outlets, Worker
+from pipeline.stages.consumer import BatchConsumer, ConsumerPorts, Worker
+from pipeline.stages.publication import Outlets
 from pipeline.stages.reader import BatchReader, Streams
 from pipeline.stages.recovery import Recovery, RecoveryPorts
 from pipeline.stages.remains import Remains, RemainsPorts
@@ -46,6 +47,7 @@ from pipeline.stages.signer import NativeKernel, Signer
 from pipeline.stages.sweeper import Desk, Sweeper, SweeperPorts
 from pipeline.stages.verifier import Verifier, VerifierPorts
 from pipeline.stream import Stream
+from pipeline.telemetry import SILENT, Telemetry
 
 CLOCK: Final = SystemClock()
 
@@ -114,7 +116,7 @@ async def prepare(settings: Settings, streams: preparation.StreamList, admin: To
 
 @asynccontextmanager
 async def readers(
-    settings: Settings, source: SourceSettings, shards: list[int], streams: Streams
+    settings: Settings, source: SourceSettings, shards: list[int], streams: Streams, telemetry: Telemetry = SILENT
 ) -> AsyncIterator[list[BatchReader]]:
     """A reader per shard."""
     # A part-full batch costs as much as a full one: the streams of a process share its pace.
@@ -126,13 +128,18 @@ async def readers(
             stream = Stream(source.name, shard)
             writer = KafkaStreamWriter(settings.kafka, settings.deployment, stream, source.shards)
             stack.push_async_callback(writer.close)
-            made.append(BatchReader(stream, source.chain_id, table, writer, streams, CLOCK, paced))
+            made.append(BatchReader(stream, source.chain_id, table, writer, streams, CLOCK, paced, telemetry=telemetry))
         yield made
 
 
 @asynccontextmanager
 async def consumer(
-    settings: Settings, slot: int, worker: Worker, assigner: Assigner, signers: Signers
+    settings: Settings,
+    slot: int,
+    worker: Worker,
+    assigner: Assigner,
+    signers: Signers,
+    telemetry: Telemetry = SILENT,
 ) -> AsyncIterator[BatchConsumer]:
     """The consumer of a slot."""
     names = Topics(settings.kafka.topic_prefix)
@@ -144,7 +151,7 @@ async def consumer(
         writer = KafkaRoundWriter(settings.kafka, f"{settings.deployment}-consumer-{slot}")
         stack.push_async_callback(writer.close)
         log = _log(stack, settings)
-        ports = ConsumerPorts(subscription, writer, assigner, signers, log, CLOCK)
+        ports = ConsumerPorts(subscription, writer, assigner, signers, log, CLOCK, telemetry)
         yield BatchConsumer(worker, ports, Admission(chain_ids, source_of_topic), outlets(settings), settings.pool)
 
 
@@ -219,7 +226,7 @@ async def recovery(settings: Settings) -> AsyncIterator[Recovery]:
 
 
 @asynccontextmanager
-async def verifier(settings: Settings) -> AsyncIterator[Verifier]:
+async def verifier(settings: Settings, telemetry: Telemetry = SILENT) -> AsyncIterator[Verifier]:
     """The verifier with its log, tables, ledger and outcomes."""
     names = Topics(settings.kafka.topic_prefix)
     async with AsyncExitStack() as stack:
@@ -228,7 +235,7 @@ async def verifier(settings: Settings) -> AsyncIterator[Verifier]:
         stack.push_async_callback(ledger.close)
         outcomes = PostgresOutcomes(settings.postgres)
         stack.push_async_callback(outcomes.close)
-        ports = VerifierPorts(_log(stack, settings), tables, ledger, outcomes, CLOCK)
+        ports = VerifierPorts(_log(stack, settings), tables, ledger, outcomes, CLOCK, telemetry)
         yield Verifier(ports, settings.sources, (names.signed, names.rejected))
 
 

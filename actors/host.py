@@ -48,6 +48,11 @@ class StageStatus:
     ray_node: str = field(default_factory=ray_node)
 
     @property
+    def process(self) -> tuple[str, int]:
+        """Two pods may each have one of the same pid."""
+        return self.ray_node, self.pid
+
+    @property
     def fatal(self) -> bool:
         """Whether starting again cannot help."""
         return isinstance(self.error, FATAL)

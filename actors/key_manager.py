@@ -14,6 +14,7 @@ import ray
 
 from actors import composition
 from actors.host import StageState, StageStatus, ray_node
+from actors.metrics import TELEMETRY, publish
 from actors.names import Group, is_elsewhere
 from pipeline.assignment.manager import KeyManager
 from pipeline.assignment.records import Assignment, KeyRecord, StreamRecord
@@ -23,7 +24,7 @@ from pipeline.journal import Journal
 from pipeline.ports import AssignReply, AssignRequest
 from pipeline.service.server import Server
 from pipeline.settings import Settings
-from pipeline.stages import intake
+from pipeline.stages import figures, intake
 from pipeline.stream import Stream
 
 journal = Journal(__name__, "key-manager")
@@ -42,6 +43,7 @@ class KeyManagerActor:
         self._stamp = stamp
         self._manager: KeyManager | None = None
         self._server: Server | None = None
+        self._publishing: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._leaving = False
         # Ray makes it anew after its node died, perhaps while nobody asks: it leads again by itself.
@@ -159,10 +161,16 @@ class KeyManagerActor:
                 raise NotLeader("this key manager's node is about to end.", hint="Another one will lead in a moment.")
             if self._manager is None:
                 composition.start_logging()
+                self._publishing = self._publishing or asyncio.create_task(publish(self._tell), name="metrics")
                 if self._server is None:  # before it leads: /readyz says why it does not
                     self._server = await composition.service(self._settings, self._started)
                 self._manager = await composition.key_manager(self._settings, self._fence_lost)
             return self._manager
+
+    def _tell(self) -> None:
+        """While it leads: what another key manager does is not ours to say."""
+        if self._manager is not None:
+            figures.of_key_manager(TELEMETRY, self._manager.status())
 
     def _fence_lost(self) -> None:
         journal.ended("the leader record is no longer ours; exits")

@@ -28,6 +28,9 @@ LOOK_S: Final = 2.0
 HEALTHY_AFTER_S: Final = 30.0
 """A stage that ran this long starts over with the shortest pause."""
 
+KINDS: Final = ("reader", "consumer", "signer", "key-manager", "tx-verifier")
+"""Names of actors begin so."""
+
 
 @dataclass(slots=True)
 class Member:
@@ -41,8 +44,15 @@ class Member:
     started_s: float = 0.0
     looked_s: float = -LOOK_S
     starts: int = 0
+    started_as: tuple[str, int] = ("", 0)  #: node and pid
+    restarts: int = 0  #: of its process or of its stage alone
     answered: bool = False
     leaving: str = ""  #: the Ray node that is about to end, where it is not started again
+
+    @property
+    def stage(self) -> str:
+        """What kind of actor it is."""
+        return next(kind for kind in KINDS if self.name.startswith(kind))
 
     @property
     def leaves(self) -> bool:
@@ -59,22 +69,27 @@ class Member:
         self.looked_s = now_s
         timeout_s = CALL_TIMEOUT_S if self.answered else START_TIMEOUT_S
         try:
-            self.status = await ask(self.actor.status.remote(), timeout_s, self.name)
-            self.answered = True
-            idle = self.status.state is not StageState.RUNNING and not self.status.fatal
+            status: StageStatus = await ask(self.actor.status.remote(), timeout_s, self.name)
+            if self.status is not None and self.status.process != status.process:
+                self.restarts += 1  # Ray made its process anew
+            self.status, self.answered = status, True
+            idle = status.state is not StageState.RUNNING and not status.fatal
             if idle and not self.leaves:
-                await self._start(now_s)
+                await self._start(now_s, status.process)
         except OncesignError as error:
             journal.failed("does not answer", actor=self.name, error=error)
             self.answered = False
 
-    async def _start(self, now_s: float) -> None:
+    async def _start(self, now_s: float, process: tuple[str, int]) -> None:
         if self.starts and now_s - self.started_s < self.pause_s:
             return
         longer = min(self.pause_s * 2, RESTART_LONGEST_S)
         self.pause_s = RESTART_FIRST_S if now_s - self.started_s > HEALTHY_AFTER_S else longer
         self.started_s = now_s
         self.starts += 1
+        if process == self.started_as and self.start is not nothing:
+            self.restarts += 1  # its stage had ended, its process not
+        self.started_as = process
         await self.start()
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+from functools import partial
 
 import ray
 
 from actors import composition
 from actors.host import StageState, StageStatus
+from actors.metrics import TELEMETRY, publish
 from pipeline.ports import Assigned, SignedBatch
 from pipeline.settings import Settings
+from pipeline.stages import figures
 from pipeline.stages.signer import Signer
+from pipeline.telemetry import Growth
 
 
 @ray.remote
@@ -23,6 +27,7 @@ class SignerActor:
         self._name = f"signer-{slot}"
         self._settings = composition.here(settings)
         self._signer: Signer | None = None
+        self._publishing: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -45,4 +50,6 @@ class SignerActor:
             if self._signer is None:
                 composition.start_logging()
                 self._signer = await composition.signer(self._settings, f"{self._name}.{os.getpid()}")
+                tell = partial(figures.of_signer, Growth(TELEMETRY), self._signer.count)
+                self._publishing = asyncio.create_task(publish(tell), name="metrics")
             return self._signer

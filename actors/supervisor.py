@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,16 +23,21 @@ from actors.clients import LET_GO_TIMEOUT_S, RemoteKeyManager, SignerPool, ask
 from actors.crew import Crew
 from actors.host import StageHost, StageState, StageStatus
 from actors.key_manager import NAME as KEY_MANAGER
-from actors.member import Member, members, merged, signing
+from actors.member import KINDS, Member, members, merged, signing
+from actors.metrics import PUBLISH_EVERY_S, TELEMETRY, publishing
 from actors.names import CALL_TIMEOUT_S, START_TIMEOUT_S, find, running
 from actors.scaling import SCALE_EVERY_S, Scale
 from pipeline.errors import DependencyDown, NotLeader, OncesignError, RuntimeFault
 from pipeline.journal import Journal
 from pipeline.settings import Settings
+from pipeline.stages import figures
 from pipeline.stages.backoff import Backoff
 from pipeline.stages.consumer import Worker
-from pipeline.stages.loops import cancel
+from pipeline.stages.lag import Lag
+from pipeline.stages.loops import cancel, wait
+from pipeline.stages.sweeper import SweepCount
 from pipeline.stream import Stream
+from pipeline.telemetry import ACTORS, RESTARTS, STREAMS_HALTED, Growth
 
 journal = Journal(__name__, "supervisor")
 
@@ -74,6 +80,8 @@ class SupervisorActor:
         self._ready = False
         self._signers = SignerPool({}, 1)
         self._told: set[str] = set()  #: signers, to all that give out batches
+        self._lag = Lag()
+        self._swept = SweepCount()
         # Ray makes it anew after its node died, perhaps when no job is there to start it.
         ray.get_runtime_context().current_actor.start.remote()
 
@@ -104,7 +112,9 @@ class SupervisorActor:
                 self._find_signers()
                 self._members = members(self._settings, self._crew)
                 self._ready = True
-                await asyncio.gather(self._supervise(stop), self._sweep(stop), self._scale(stop), self._tell(stop))
+                await asyncio.gather(
+                    self._supervise(stop), self._sweep(stop), self._scale(stop), self._tell(stop), self._publish(stop)
+                )
 
         self._host.start(run)
 
@@ -118,7 +128,7 @@ class SupervisorActor:
             members={member.name: member.status for member in self._members},
             drained=look and self._ready and own.error is None and await self._drained(),
             halted=self._halted(),
-            restarts=sum(max(0, member.starts - 1) for member in self._members),
+            restarts=sum(member.restarts for member in self._members),
         )
 
     async def drain(self) -> None:
@@ -178,6 +188,7 @@ class SupervisorActor:
         manager = RemoteKeyManager(self._crew.key_manager)
         try:
             async with composition.sweeper(self._settings, worker, manager, self._signers) as sweeper:
+                self._swept = sweeper.count
                 await sweeper.run(stop)
         finally:
             await self._signers.close()
@@ -250,8 +261,13 @@ class SupervisorActor:
 
     async def _backlog(self) -> int:
         """Batches in Kafka that no consumer has committed. Raises BusUnavailable."""
-        seqs = merged([member for member in self._members if member.name.startswith("reader")], "seq")
-        return sum(max(0, seqs.get(stream, 0) - seq) for stream, seq in (await self._committed()).items())
+        seqs = self._heads()
+        self._lag.take(seqs, await self._committed())
+        return self._lag.total
+
+    def _heads(self) -> dict[str, int]:
+        """The last batch that each stream's reader has put into Kafka."""
+        return merged([member for member in self._members if member.name.startswith("reader")], "seq")
 
     async def _committed(self) -> dict[str, int]:
         """The last committed batch of each stream that has an offset. Raises BusUnavailable."""
@@ -260,6 +276,30 @@ class SupervisorActor:
             progress = await self._topics.progress(self._settings.deployment, source)
             committed |= {str(Stream(source.name, shard)): at.seq for shard, at in progress.items()}
         return committed
+
+    # ── figures ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _publish(self, stop: asyncio.Event) -> None:
+        growth = Growth(TELEMETRY)
+        async with publishing(lambda: self._tell_figures(growth)):
+            while not await wait(stop, PUBLISH_EVERY_S):
+                if self._lag.is_due(self._heads()):
+                    try:
+                        await self._backlog()
+                    except OncesignError as error:
+                        journal.failed("the lag is not known", error=error)
+
+    def _tell_figures(self, growth: Growth) -> None:
+        self._lag.tell(TELEMETRY, [source.name for source in self._settings.sources], self._halted())
+        TELEMETRY.set(STREAMS_HALTED, len(self._halted()))
+        figures.of_sweeper(growth, self._swept)
+        actors: Counter[str] = Counter(member.stage for member in self._members)
+        restarts: Counter[str] = Counter()
+        for member in self._members:
+            restarts[member.stage] += member.restarts
+        for kind in KINDS:
+            TELEMETRY.set(ACTORS, actors[kind], stage=kind)
+            growth.tell(RESTARTS, restarts[kind], stage=kind)
 
     # ── a node that is about to end ──────────────────────────────────────────────────────────────────────────────────
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import ray
 
 from actors import composition
 from actors.host import StageHost, StageStatus
+from actors.metrics import TELEMETRY, publishing
 from pipeline.ethereum import validity
 from pipeline.settings import Settings
+from pipeline.stages import figures
 from pipeline.stages.verifier import Verifier
+from pipeline.telemetry import Growth
 
 
 @ray.remote
@@ -34,9 +38,10 @@ class TxVerifierActor:
             self._host = StageHost(self._name)
 
         async def run(stop: asyncio.Event) -> None:
-            async with composition.verifier(settings) as verifier:
+            async with composition.verifier(settings, TELEMETRY) as verifier:
                 self._verifier = verifier
-                await verifier.run(stop)
+                async with publishing(partial(figures.of_verifier, Growth(TELEMETRY), verifier.count)):
+                    await verifier.run(stop)
 
         self._host.start(run)
 

@@ -168,7 +168,7 @@ def _run(place: Place, flags: str, settings: Settings, watch: Watch) -> None:
     job = client.submit_job(
         entrypoint=f"{place.python} -m jobs.sign{flags}",
         runtime_env=place.runtime_env,
-        metadata={"deployment": settings.deployment},
+        metadata=_metadata(settings, flags),
     )
     try:
         _follow(client, job, watch, None)
@@ -177,6 +177,12 @@ def _run(place: Place, flags: str, settings: Settings, watch: Watch) -> None:
         client.stop_job(job)
         _follow(client, job, watch, STOP_TIMEOUT_S)
         watch.summary = watch.summary or {"exit_code": 0, "stopped": True}
+
+
+def _metadata(settings: Settings, flags: str) -> dict[str, str]:
+    """What Ray's dashboard shows beside the job."""
+    sources = ", ".join(source.name for source in settings.sources)
+    return {"deployment": settings.deployment, "sources": sources, "flags": flags.strip() or "none"}
 
 
 def _job_environment(settings: Settings, head: Cluster) -> dict[str, str]:

@@ -19,6 +19,9 @@ from pipeline.local.server import LOOPBACK, free_port, log_tail
 
 HEAD_FLAGS: Final = ("--port", "--dashboard-port", "--ray-client-server-port")
 START_TIMEOUT_S: Final = 90.0
+METRICS_EVERY_MS: Final = 2_500
+"""A quarter of the default: a test waits for figures."""
+
 NODE_STORE_BYTES: Final = 100 * 1024**2
 NODES: Final = {"key_manager": ("key_manager", 1), "signers": ("signers", 1), "other": ("signers", 1), "io": ("io", 4)}
 """Node → its group, and its CPUs."""
@@ -39,7 +42,8 @@ class Groups:
     def environment(self) -> dict[str, str]:
         """Of every process and every client."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith("ONCESIGN_")}
-        return ours | cluster.environment(str(self._token)) | {"RAY_ADDRESS": self.address}
+        own = {"RAY_ADDRESS": self.address, "RAY_metrics_report_interval_ms": str(METRICS_EVERY_MS)}
+        return ours | cluster.environment(str(self._token)) | own
 
     def start(self) -> None:
         """All of it, and wait until every group is there."""

@@ -266,9 +266,11 @@ class KeyManager:
 
     def status(self) -> dict[str, Any]:
         """Counts for people and metrics."""
-        now_s = self._clock.monotonic_s()
+        now_s, now_ms = self._clock.monotonic_s(), self._clock.unix_ms()
+        locked_ms = self._view.locked_since_ms()
         return {
             "keys": {state.value: self._view.keys_in(state) for state in KeyState},
+            "lock_oldest_s": 0.0 if locked_ms is None else max(0, now_ms - locked_ms) / 1000,
             "assignments": len(self._view.assignments),
             "queue": len(self._pending),
             "queue_oldest_s": round(now_s - self._pending[0].since_s, 3) if self._pending else 0.0,

@@ -101,6 +101,11 @@ class View:
         """How many keys are in a state."""
         return sum(held.record.state is state for held in self.keys.values())
 
+    def locked_since_ms(self) -> int | None:
+        """When the oldest lock was taken."""
+        locks = (held.record.since_unix_ms for held in self.keys.values() if held.record.state is KeyState.LOCKED)
+        return min(locks, default=None)
+
     def oldest_first(self) -> list[KeyRecord]:
         """All keys, in the order in which free ones are lent."""
         return sorted((held.record for held in self.keys.values()), key=turn)

@@ -54,7 +54,7 @@ class Service:
         self._readiness = Readiness(self._lead, clock)
         self._repeats = Repeats(clock)
         self._desk: Desk | None = None
-        self._metrics = Metrics(lambda: self._desk, clock)
+        self._metrics = Metrics(lambda: self._desk)
         self._under_way = 0
         self._page = page.html()
         self._policy = page.policy(self._page)

@@ -12,7 +12,6 @@ from prometheus_client.registry import Collector
 
 from pipeline.assignment.records import KeyState
 from pipeline.errors import OncesignError
-from pipeline.ports import Clock
 from pipeline.service.desk import Desk
 
 PREFIX: Final = "oncesign_key_manager_"
@@ -22,10 +21,10 @@ CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 class Metrics:
     """A registry of its own, so that nothing of Ray's or of another service is in it."""
 
-    def __init__(self, desk: Callable[[], Desk | None], clock: Clock) -> None:
+    def __init__(self, desk: Callable[[], Desk | None]) -> None:
         """`desk` is the key manager when it leads, or was last seen to."""
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_State(desk, clock))
+        self._registry.register(_State(desk))
         self._requests = Counter(
             f"{PREFIX}requests", "Requests by route and result.", ("route", "result"), registry=self._registry
         )
@@ -43,9 +42,8 @@ class Metrics:
 class _State(Collector):
     """Asks the key manager at each scrape."""
 
-    def __init__(self, desk: Callable[[], Desk | None], clock: Clock) -> None:
+    def __init__(self, desk: Callable[[], Desk | None]) -> None:
         self._desk = desk
-        self._clock = clock
 
     def collect(self) -> Iterator[Metric]:
         """Leadership always, all else only while it leads: what another key manager does is not ours to say."""
@@ -75,11 +73,9 @@ class _State(Collector):
         )
 
     def _ages(self, desk: Desk) -> Iterator[Metric]:
-        view = desk.view()
-        locked_ms = [h.record.since_unix_ms for h in view.keys.values() if h.record.state is KeyState.LOCKED]
-        age_s = max(0, self._clock.unix_ms() - min(locked_ms)) / 1000 if locked_ms else 0.0
-        yield _gauge("lock_oldest_seconds", "Age of the oldest lock on a key.", age_s)
-        yield _gauge("queue_oldest_seconds", "Age of the oldest waiting request.", desk.status()["queue_oldest_s"])
+        status = desk.status()
+        yield _gauge("lock_oldest_seconds", "Age of the oldest lock on a key.", status["lock_oldest_s"])
+        yield _gauge("queue_oldest_seconds", "Age of the oldest waiting request.", status["queue_oldest_s"])
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:

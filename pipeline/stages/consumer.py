@@ -47,10 +47,11 @@ from pipeline.settings import PoolSettings
 from pipeline.stages.admission import Admission
 from pipeline.stages.backoff import Backoff
 from pipeline.stages.loops import cancel, first_end
-from pipeline.stages.publication import records_of, traced
+from pipeline.stages.publication import Outlets, records_of, traced
 from pipeline.stages.release import Releases
 from pipeline.stages.work import Partition, Queues, Round, State, Work
 from pipeline.stream import Stream
+from pipeline.telemetry import BATCH_SECONDS, SILENT, Telemetry
 from pipeline.tracing import span
 
 journal = Journal(__name__, "consumer")
@@ -108,15 +109,6 @@ class ConsumerCount:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlets:
-    """Where signed and rejected go."""
-
-    signed: str
-    rejected: str
-    signed_partitions: int
-
-
-@dataclass(frozen=True, slots=True)
 class ConsumerPorts:
     """What a consumer needs of the world."""
 
@@ -126,6 +118,7 @@ class ConsumerPorts:
     signers: Signers
     log: BatchLog
     clock: Clock
+    telemetry: Telemetry = SILENT
 
 
 class BatchConsumer:
@@ -142,6 +135,7 @@ class BatchConsumer:
         self._signers = ports.signers
         self._log = ports.log
         self._clock = ports.clock
+        self._telemetry = ports.telemetry
         self._admission = admission
         self._outlets = outlets
         self._settings = settings
@@ -298,7 +292,7 @@ class BatchConsumer:
         return self._queues.to_assign(room)
 
     async def _ask(self, works: list[Work]) -> None:
-        epoch = self._epoch
+        epoch, begun_s = self._epoch, self._clock.monotonic_s()
         for work in works:
             work.state = State.ASKED
         try:
@@ -307,6 +301,8 @@ class BatchConsumer:
             for work in works:
                 work.state = State.NEW
             raise
+        if any(isinstance(reply, Assigned) for reply in replies):  # the others wait for a key, not for us
+            self._telemetry.observe(BATCH_SECONDS, self._clock.monotonic_s() - begun_s, stage="assign")
         if epoch != self._epoch:
             return
         for work, reply in zip(works, replies, strict=True):
@@ -355,6 +351,7 @@ class BatchConsumer:
                 await backoff.pause(error)
         if epoch == self._epoch:
             self._signing_s = self._clock.monotonic_s() - begun_s
+            self._telemetry.observe(BATCH_SECONDS, self._signing_s, stage="sign")
             work.signed = signed
             work.state = State.DONE
             self._changed.set()
@@ -384,6 +381,7 @@ class BatchConsumer:
 
     async def _commit_round(self, done: Round) -> None:
         records = [record for work in done.works for record in self._records(work)]
+        begun_s = self._clock.monotonic_s()
         try:
             certain = await self._writer.commit(records, done.progress(), done.generation)
         except (RoundAborted, AmbiguousRound, BusUnavailable) as error:
@@ -391,6 +389,7 @@ class BatchConsumer:
             self.count.rounds_aborted += 1
             self._broken = True
             return
+        self._telemetry.observe(BATCH_SECONDS, self._clock.monotonic_s() - begun_s, stage="commit")
         self._queues.remove(done)
         self._tally(done)
         for work in done.works:
@@ -405,9 +404,7 @@ class BatchConsumer:
     def _records(self, work: Work) -> list[Any]:
         if work.assignment is None or work.signed is None:
             return []
-        to = self._outlets
-        places = to.signed, to.rejected, to.signed_partitions
-        return records_of(work.assignment, work.signed, *places, work.traceparent)
+        return records_of(work.assignment, work.signed, self._outlets, work.traceparent)
 
     def _tally(self, done: Round) -> None:
         self.count.rounds += 1

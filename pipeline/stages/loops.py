@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,13 @@ async def first_end(loops: Iterable[asyncio.Task[None]], stop: asyncio.Event) ->
             task.result()
     finally:
         await cancel([stopping])
+
+
+async def wait(stop: asyncio.Event, longest_s: float) -> bool:
+    """Until told to stop, or for so long; whether to stop."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), longest_s)
+    return stop.is_set()
 
 
 async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from pipeline.assignment.records import Assignment
 from pipeline.ports import Outgoing, SignedBatch
 from pipeline.stages.work import Round
 from pipeline.stream import Stream
 from pipeline.tracing import span
+
+
+@dataclass(frozen=True, slots=True)
+class Outlets:
+    """Where signed and rejected go."""
+
+    signed: str
+    rejected: str
+    signed_partitions: int
 
 
 def partition_of(address: str, shard: int, partitions: int) -> int:
@@ -20,20 +30,13 @@ def partition_of(address: str, shard: int, partitions: int) -> int:
     return int(address[-8:], 16) % partitions if address else shard % partitions
 
 
-def records_of(
-    assignment: Assignment,
-    signed: SignedBatch,
-    signed_topic: str,
-    rejected_topic: str,
-    partitions: int,
-    traceparent: str = "",
-) -> list[Outgoing]:
+def records_of(assignment: Assignment, signed: SignedBatch, outlets: Outlets, traceparent: str = "") -> list[Outgoing]:
     """The signed record and one record per rejected row."""
-    partition = partition_of(assignment.address, assignment.stream.shard, partitions)
+    partition = partition_of(assignment.address, assignment.stream.shard, outlets.signed_partitions)
     sender = bytes.fromhex(assignment.address.removeprefix("0x"))
     stream_key = key_of(assignment.stream)
-    return [Outgoing(signed_topic, partition, sender, signed.record, traceparent)] + [
-        Outgoing(rejected_topic, 0, stream_key, row, traceparent) for row in signed.rejections
+    return [Outgoing(outlets.signed, partition, sender, signed.record, traceparent)] + [
+        Outgoing(outlets.rejected, 0, stream_key, row, traceparent) for row in signed.rejections
     ]
 
 

@@ -23,6 +23,7 @@ from pipeline.settings import ReaderSettings
 from pipeline.stages.backoff import Backoff
 from pipeline.stages.cut import cut
 from pipeline.stream import START, Cursor, Stream
+from pipeline.telemetry import BATCH_SECONDS, SILENT, Telemetry
 from pipeline.tracing import span
 
 journal = Journal(__name__, "reader")
@@ -61,7 +62,7 @@ class ReaderCount:
 class BatchReader:
     """Reads one stream until told to stop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - ports, one of them for figures alone
         self,
         stream: Stream,
         chain_id: int,
@@ -70,6 +71,8 @@ class BatchReader:
         streams: Streams,
         clock: Clock,
         settings: ReaderSettings,
+        *,
+        telemetry: Telemetry = SILENT,
     ) -> None:
         self.stream = stream
         self._chain_id = chain_id
@@ -78,6 +81,7 @@ class BatchReader:
         self.streams = streams
         self._clock = clock
         self._settings = settings
+        self._telemetry = telemetry
         self._consumed = 0
         self.count = ReaderCount()
 
@@ -144,11 +148,12 @@ class BatchReader:
         return list(batches_of(self.stream, self._chain_id, position, table, self._settings)) if table.num_rows else []
 
     async def _publish(self, batches: list[Batch]) -> ReaderPosition:
-        last = batches[-1]
+        last, begun_s = batches[-1], self._clock.monotonic_s()
         position = ReaderPosition(last.header.seq, last.header.cursor, last.digest, last.header.system_id)
         with ExitStack() as spans:
             traceparents = [spans.enter_context(span("read", self.stream, batch.header.seq)) for batch in batches]
             await self._writer.publish([batch.encode() for batch in batches], position, traceparents)
+        self._telemetry.observe(BATCH_SECONDS, self._clock.monotonic_s() - begun_s, stage="read")
         self.count.rows += sum(batch.rows.num_rows for batch in batches)
         self.count.batches += len(batches)
         self.count.seq, self.count.cursor = position.seq, position.cursor

@@ -32,8 +32,7 @@ from pipeline.ports import (
 )
 from pipeline.settings import SourceSettings
 from pipeline.stages.admission import Admission
-from pipeline.stages.consumer import Outlets
-from pipeline.stages.publication import partition_of
+from pipeline.stages.publication import Outlets, partition_of
 from pipeline.stream import Cursor, Stream
 
 PAGE: Final = 500

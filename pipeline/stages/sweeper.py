@@ -20,8 +20,8 @@ from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
 from pipeline.ethereum.signed import header_of
 from pipeline.journal import Journal
 from pipeline.ports import Assigned, Assigner, AssignRequest, BatchLog, Clock, RoundWriter, Signers, Source
-from pipeline.stages.consumer import Outlets, Worker
-from pipeline.stages.publication import partition_of, records_of
+from pipeline.stages.consumer import Worker
+from pipeline.stages.publication import Outlets, partition_of, records_of
 from pipeline.stream import Stream
 
 journal = Journal(__name__, "sweeper")
@@ -198,8 +198,7 @@ class Sweeper:
         if not isinstance(reply, Assigned):
             return
         signed = await self._ports.signers.sign(batch, reply)
-        outlets = self._outlets
-        records = records_of(reply.assignment, signed, outlets.signed, outlets.rejected, outlets.signed_partitions)
+        records = records_of(reply.assignment, signed, self._outlets)
         journal.failed("batch lost by Kafka, signed again", stream=assignment.stream, seq=assignment.seq)
         if await self._ports.writer.commit(records, {}, None):
             await self._ports.desk.release([(assignment.stream, assignment.seq)], self._worker.name)

@@ -32,6 +32,7 @@ from pipeline.stages.inspection import (
 )
 from pipeline.stages.violation import Violation, ViolationKind
 from pipeline.stream import Stream
+from pipeline.telemetry import BATCH_SECONDS, SILENT, Telemetry
 from pipeline.tracing import span
 
 journal = Journal(__name__, "verifier")
@@ -88,6 +89,7 @@ class VerifierPorts:
     ledger: Ledger
     outcomes: Outcomes
     clock: Clock
+    telemetry: Telemetry = SILENT
 
 
 @dataclass(slots=True)
@@ -219,10 +221,12 @@ class Verifier:
     # ── one stretch of a partition ───────────────────────────────────────────────────────────────────────────────────
 
     async def _stretch(self, topic: str, partition: int, bounds: tuple[int, int]) -> None:
-        signed = topic == self._signed_topic
+        signed, clock = topic == self._signed_topic, self._ports.clock
+        begun_s = clock.monotonic_s()
         messages, reached = await self._read(topic, partition, bounds, RECORDS_MAX if signed else REJECTIONS_MAX)
         finding = await (self._signed(messages) if signed else self._rejected(messages))
         await self._keep(finding, topic, partition, reached)
+        self._ports.telemetry.observe(BATCH_SECONDS, clock.monotonic_s() - begun_s, stage="verify")
 
     async def _read(self, topic: str, partition: int, bounds: tuple[int, int], most: int) -> tuple[list[Message], int]:
         """Up to `most` records, and the offset after them."""

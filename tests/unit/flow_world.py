@@ -25,7 +25,8 @@ from pipeline.ethereum.signed import SignedRecord
 from pipeline.ports import Assigned, AssignReply, AssignRequest, Message, SignedBatch
 from pipeline.settings import PoolSettings, ReaderSettings, Settings, SigningSettings
 from pipeline.stages.admission import Admission
-from pipeline.stages.consumer import BatchConsumer, ConsumerPorts, Outlets, Worker
+from pipeline.stages.consumer import BatchConsumer, ConsumerPorts, Worker
+from pipeline.stages.publication import Outlets
 from pipeline.stages.reader import BatchReader
 from pipeline.stages.signer import Signer
 from pipeline.stages.sweeper import Sweeper, SweeperPorts
@@ -42,6 +43,7 @@ from pipeline.testing.round_writer import TwinRoundWriter
 from pipeline.testing.source import TwinSource
 from pipeline.testing.store import TwinEtcd, TwinStore
 from pipeline.testing.stream_writer import TwinStreamWriter
+from pipeline.testing.telemetry import TwinTelemetry
 
 CHAIN = 1
 SOURCE = "payouts"
@@ -160,6 +162,7 @@ class Flow:
     ledger: TwinLedger = field(default_factory=TwinLedger)
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
     settings: PoolSettings = field(default_factory=PoolSettings)
+    telemetry: TwinTelemetry = field(default_factory=TwinTelemetry)
     ids: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -199,7 +202,8 @@ class Flow:
 
     def reader(self, stream: Stream, settings: ReaderSettings = READER) -> BatchReader:
         writer = TwinStreamWriter(self.broker, "local", stream, BATCHES)
-        return BatchReader(stream, CHAIN, self.source, writer, self.desk, self.clock, settings)
+        desk, clock = self.desk, self.clock
+        return BatchReader(stream, CHAIN, self.source, writer, desk, clock, settings, telemetry=self.telemetry)
 
     def read(self, *streams: Stream, settings: ReaderSettings = READER) -> list[asyncio.Task[None]]:
         """Readers at work; all streams unless told."""
@@ -214,7 +218,7 @@ class Flow:
         name = f"consumer-{slot}.{self._members}"
         subscription = TwinBatchSubscription(self.broker, GROUP, name, [BATCHES])
         writer = TwinRoundWriter(self.broker, f"local-consumer-{slot}")
-        ports = ConsumerPorts(subscription, writer, self.desk, self.pool, self.log, self.clock)
+        ports = ConsumerPorts(subscription, writer, self.desk, self.pool, self.log, self.clock, self.telemetry)
         admission = Admission({SOURCE: CHAIN}, {BATCHES: SOURCE})
         worker = Worker(name, "here")
         consumer = BatchConsumer(worker, ports, admission, Outlets(SIGNED, REJECTED, 2), self.settings)

@@ -13,7 +13,8 @@ from pipeline.custody.sealing import Kek
 from pipeline.errors import DeploymentHalted, OncesignError, UsageError
 from pipeline.settings import PoolSettings, ReaderSettings, Settings, SigningSettings, SourceSettings
 from pipeline.stages.admission import Admission
-from pipeline.stages.consumer import BatchConsumer, ConsumerPorts, Outlets, Worker
+from pipeline.stages.consumer import BatchConsumer, ConsumerPorts, Worker
+from pipeline.stages.publication import Outlets
 from pipeline.stages.reader import BatchReader
 from pipeline.stages.signer import Signer
 from pipeline.stages.sweeper import Sweeper, SweeperPorts

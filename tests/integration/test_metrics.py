@@ -1,0 +1,184 @@
+"""A real pipeline as a real Prometheus sees it: every panel has data, no alert fires, and the figures are right."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from pipeline.custody.sealing import Kek
+from pipeline.local.server import LOOPBACK
+from pipeline.settings import (
+    EtcdSettings,
+    KafkaSettings,
+    PostgresSettings,
+    ReaderSettings,
+    ServiceSettings,
+    Settings,
+    SourceSettings,
+)
+from tests.manifests.prometheus import Scrape, dashboards, evaluate, panels, rules
+from tests.manifests.rendered import built
+from tests.pipeline_run import stock
+from tests.placed import Cluster
+from tests.ray_groups import Groups
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]  # the first run builds Prometheus
+
+ROWS: Final = 1_500
+"""Of each of two waves: a rate needs figures before and after."""
+
+INVALID: Final = 0.1
+KEYS: Final = 8
+SCRAPE_EVERY_S: Final = 1.0
+SEEN_WITHIN_S: Final = 60.0
+LABELS: Final = re.compile(
+    r"(Component|NodeAddress|SessionName|Version|WorkerId|otel_scope_\w+|le)=|(stage|source|state|result)="
+)
+"""Ray's own, and ours."""
+
+
+@pytest.fixture
+def settings(
+    etcd_server: EtcdSettings,
+    postgres: PostgresSettings,
+    kafka: KafkaSettings,
+    deployment: str,
+    tmp_path: Path,
+    service: ServiceSettings,
+) -> Settings:
+    Kek.create(tmp_path / "kek")
+    return Settings(
+        deployment=deployment,
+        data_dir=tmp_path,
+        etcd=etcd_server,
+        postgres=postgres,
+        kafka=kafka,
+        sources=[SourceSettings(shards=8)],
+        reader=ReaderSettings(batch_rows_max=100),
+        service=service,
+    )
+
+
+@pytest.fixture
+def cluster(groups: Groups, settings: Settings) -> Iterator[Cluster]:
+    made = Cluster(groups, settings)
+    made.env |= {
+        "ONCESIGN_SERVICE__HOST": LOOPBACK,
+        "ONCESIGN_SERVICE__PORT": str(settings.service.port),
+        "ONCESIGN_SERVICE__TOKEN_FILE": str(settings.service.token_file),
+    }
+    yield made
+    made.run("down")
+
+
+class Prometheus:
+    """What it would have scraped: Ray's targets as Ray lists them, and the key manager's service."""
+
+    def __init__(self, groups: Groups, settings: Settings) -> None:
+        listed = json.loads((groups.folder / "prom_metrics_service_discovery.json").read_bytes())
+        self.targets = [target for group in listed for target in group["targets"]]
+        self._service = f"{LOOPBACK}:{settings.service.port}"
+        self.scrapes: list[Scrape] = []
+
+    def scrape(self) -> None:
+        fetch(f"{self._service}/readyz")  # as the kubelet does: then it knows whether it leads
+        for target in [*self.targets, self._service]:
+            labels = {"namespace": "demo", "pod": target, "ray_io_cluster": "oncesign", "ray_io_group": "io"}
+            self.scrapes.append(Scrape(time.time(), labels, fetch(f"{target}/metrics")))
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        deadline_s = time.monotonic() + SEEN_WITHIN_S
+        while True:
+            self.scrape()
+            if holds():
+                return
+            assert time.monotonic() < deadline_s, [line for line in self.lines() if "_bucket" not in line]
+            time.sleep(SCRAPE_EVERY_S)
+
+    def lines(self) -> list[str]:
+        """What was told of the pipeline at the last look."""
+        last = self.scrapes[-len(self.targets) - 1 :]
+        return [line for page in last for line in page.text.splitlines() if line.startswith("ray_oncesign_")]
+
+    def has_seen(self, rows: int) -> bool:
+        """Whether every stage has told of so many, and the supervisor that nothing waits."""
+        read, signed, rejected, verified = (
+            self.total(f"ray_oncesign_{name}_total") for name in ("read", "signed", "rejected", "verified")
+        )
+        lag = [line for line in self.lines() if line.startswith("ray_oncesign_lag_batches")]
+        return rows == read == signed + rejected == verified and bool(lag) and all(one.endswith(" 0.0") for one in lag)
+
+    def total(self, metric: str) -> float:
+        return sum(float(line.rsplit(" ", 1)[1]) for line in self.lines() if line.startswith(metric))
+
+    def ask(self, queries: dict[str, str]) -> tuple[set[str], set[str]]:
+        """Those with data, and those that name a metric which is not there."""
+        found = evaluate(queries, self.scrapes[-1].at_s, scrapes=self.scrapes)
+        return {n for n, a in found.items() if a.elements}, {n for n, a in found.items() if a.unknown}
+
+
+def fetch(address: str) -> str:
+    """With what Prometheus adds by itself."""
+    try:
+        with urllib.request.urlopen(f"http://{address}", timeout=10) as page:
+            return f"{page.read().decode()}\nup 1\n"
+    except OSError:  # not up yet
+        return "up 0\n"
+
+
+def test_every_panel_has_data_and_no_alert_fires(cluster: Cluster, groups: Groups) -> None:
+    built("promql")
+    job = cluster.sign()
+    prometheus = Prometheus(groups, cluster.settings)
+    try:
+        stock(cluster.settings, ROWS, seed=1, invalid=INVALID)
+        cluster.run("keys", "create", "--count", str(KEYS))
+        prometheus.until(lambda: prometheus.has_seen(ROWS))
+        stock(cluster.settings, ROWS, seed=2, invalid=INVALID)
+        prometheus.until(lambda: prometheus.has_seen(2 * ROWS))
+    finally:
+        job.kill()
+        job.communicate()
+    all_is_shown(prometheus)
+    no_alert_fires(prometheus)
+    figures_are_right(prometheus)
+    labels_name_nobody(prometheus)
+
+
+def all_is_shown(prometheus: Prometheus) -> None:
+    for board in dashboards().values():
+        queries = panels(board)
+        assert prometheus.ask(queries) == (set(queries), set())
+        misspelt = {name: query.replace("_total", "_totals") for name, query in queries.items() if "_total" in query}
+        assert prometheus.ask(misspelt) == (set(), set(misspelt))
+
+
+def no_alert_fires(prometheus: Prometheus) -> None:
+    assert prometheus.ask({name: rule["expr"] for name, rule in rules().items()}) == (set(), set())
+
+
+def figures_are_right(prometheus: Prometheus) -> None:
+    queries = {
+        "signed": f"sum(ray_oncesign_signed_total) > {2 * ROWS * (1 - 2 * INVALID)}",
+        "all": f"sum(ray_oncesign_signed_total) + sum(ray_oncesign_rejected_total) == {2 * ROWS}",
+        "verified": f"sum(ray_oncesign_verified_total) == {2 * ROWS}",
+        "violations": "sum(ray_oncesign_violations_total) == 0",
+        "keys": f"sum(max by (state) (ray_oncesign_keys)) == {KEYS}",
+        "batches": "sum by (stage) (ray_oncesign_batches_total) == 2 * 16",
+    }
+    assert prometheus.ask(queries)[0] == set(queries)
+
+
+def labels_name_nobody(prometheus: Prometheus) -> None:
+    for line in prometheus.lines():
+        labels = line[line.index("{") + 1 : line.rindex("}")]
+        assert not LABELS.sub("", re.sub(r'"[^"]*"', "", labels)).strip(","), line
+        assert "0x" not in labels, line
+        assert "payouts/" not in labels, line
