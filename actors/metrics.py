@@ -6,7 +6,6 @@ Ray collects every ten seconds, and once more when a process ends; a gauge count
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
@@ -14,10 +13,11 @@ from typing import Any, Final
 
 from ray.util import metrics
 
+from pipeline.journal import Journal
 from pipeline.stages.loops import cancel
 from pipeline.telemetry import BOUNDS_S, Instrument, Kind
 
-log = logging.getLogger(__name__)
+journal = Journal(__name__, "metrics")
 
 PUBLISH_EVERY_S: Final = 5.0
 """Twice in each of Ray's collections, so that none is without the gauges."""
@@ -77,5 +77,5 @@ async def publish(tell: Callable[[], None]) -> None:
 def _tell(tell: Callable[[], None]) -> None:
     try:
         tell()
-    except Exception:  # signing goes on without figures
-        log.exception("metrics: failed")
+    except Exception as error:  # noqa: BLE001 - signing goes on without figures
+        journal.ended("figures are not told", frames=error, error=error)
