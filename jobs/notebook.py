@@ -11,6 +11,7 @@ import atexit
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -110,17 +111,25 @@ def signing(address: str = "") -> Signing:
     return made
 
 
-def kill(name: str, running: Signing, address: str = "") -> None:
-    """End the process of an actor with SIGKILL; at that address by a job on its node. Raises RuntimeFault."""
+def kill(name: str, running: Signing, address: str = "") -> pd.Timestamp:
+    """End the process of an actor with SIGKILL when batches are under way; the moment.
+
+    At that address by a job on its node. Raises RuntimeFault, also when no batch comes.
+    """
     if address:
         from jobs import submission  # loads Ray
 
-        submission.run(address, f"jobs.accident {name}", ACCIDENT_TIMEOUT_S)
-        return
+        done = submission.run(address, f"jobs.accident {name} --busy", ACCIDENT_TIMEOUT_S)
+        return pd.Timestamp(done["at_s"], unit="s", tz="UTC")
     pid = running.pid(name)
     if pid is None:
         raise RuntimeFault(f"no actor is called {name}.", hint=f"There are {', '.join(running.names(''))}.")
+    deadline_s = time.monotonic() + ACCIDENT_TIMEOUT_S
+    while present("assignments").empty:
+        if time.monotonic() > deadline_s:
+            raise RuntimeFault("no batch was under way.", hint="Insert rows meanwhile.")
     os.kill(pid, signal.SIGKILL)
+    return pd.Timestamp.now("UTC")
 
 
 def source() -> SourceSettings:

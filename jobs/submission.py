@@ -111,16 +111,17 @@ def sign(
     raise RuntimeFault(f"the job ended {SUBMISSIONS_MAX} times without a summary.", hint=f"See {logs}.")
 
 
-def run(address: str, arguments: str, timeout_s: float) -> None:
-    """Run `python -m ARGUMENTS` on the cluster of that dashboard to its end. Raises RuntimeFault, RayUnavailable."""
+def run(address: str, arguments: str, timeout_s: float) -> dict[str, Any]:
+    """Run `python -m ARGUMENTS` on the cluster of that dashboard; its last line, JSON. Raises RuntimeFault."""
     place = there(address)
     client = client_of(place)
     job = client.submit_job(entrypoint=f"{place.python} -m {arguments}", runtime_env=place.runtime_env)
     _follow(client, job, Watch(lambda _: None), timeout_s)
     status = client.get_job_status(job)
+    said = (client.get_job_logs(job).strip().splitlines() or [""])[-1]
     if status is not JobStatus.SUCCEEDED:
-        said = client.get_job_logs(job).strip().splitlines() or [""]
-        raise RuntimeFault(f"`python -m {arguments}` ended as {status}: {said[-1]}", hint=f"See {address}.")
+        raise RuntimeFault(f"`python -m {arguments}` is {status}: {said.removeprefix(ERROR)}", hint=f"See {address}.")
+    return json_of(said) or {}
 
 
 def _flags(*, until_drained: bool, verify: bool, expect: int) -> str:

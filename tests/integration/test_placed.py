@@ -69,9 +69,9 @@ def test_a_pipeline_outlives_its_job(cluster: Cluster) -> None:
         job.kill()
     before = signer_pid(job.communicate()[0])
     killed = json.loads(cluster.run("consumer-0", module="jobs.accident"))["killed"]
-    assert not psutil.pid_exists(killed)
     stock(cluster.settings, ROWS, seed=2)
     cluster.settled(2 * ROWS)
+    assert not psutil.pid_exists(killed)
     assert signer_pid(cluster.run("--until-drained", module="jobs.sign")) == before
     assert cluster.actors() == ["key-manager"]
     assert json.loads(cluster.run("verify", "--json"))["violations"] == 0
