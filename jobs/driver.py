@@ -129,6 +129,7 @@ class Driver:
             await ask(self._supervisor.drain.remote(), DRAIN_TIMEOUT_S, "the supervisor")
         except OncesignError as error:
             _say(f"the pipeline did not drain: {error}")
+            return  # where it outlives its job, it goes on, and the next job follows it
         if self._settings.pool.placed:
             names.end(SUPERVISOR, self._settings.deployment)
 
