@@ -34,7 +34,7 @@ BLOCK_S: Final = 1
 CALLS_MAX: Final = 500
 FORKS: Final = (
     "homesteadBlock", "eip150Block", "eip155Block", "eip158Block", "byzantiumBlock", "constantinopleBlock",
-    "petersburgBlock", "istanbulBlock", "berlinBlock", "londonBlock", "shanghaiTime", "cancunTime", "pragueTime",
+    "petersburgBlock", "istanbulBlock", "berlinBlock", "londonBlock", "shanghaiTime", "cancunTime",
 )  # fmt: skip
 
 
@@ -120,16 +120,13 @@ def geth_binary() -> Path:
 
 
 def _genesis(senders: Sequence[str]) -> dict[str, Any]:
-    """Every fork from the first block on, and these accounts with money."""
+    """Every fork up to Cancun, from the first block on (Prague wants its system contracts), and accounts with money."""
     return {
         "config": {
             "chainId": CHAIN_ID,
             **dict.fromkeys(FORKS, 0),
             "terminalTotalDifficulty": 0,
-            "blobSchedule": {
-                "cancun": {"target": 3, "max": 6, "baseFeeUpdateFraction": 3_338_477},
-                "prague": {"target": 6, "max": 9, "baseFeeUpdateFraction": 5_007_716},
-            },
+            "blobSchedule": {"cancun": {"target": 3, "max": 6, "baseFeeUpdateFraction": 3_338_477}},
         },
         "difficulty": "0x0",
         "gasLimit": hex(GAS_LIMIT),
