@@ -28,8 +28,11 @@ LOOK_S: Final = 2.0
 HEALTHY_AFTER_S: Final = 30.0
 """A stage that ran this long starts over with the shortest pause."""
 
-KINDS: Final = ("reader", "consumer", "signer", "key-manager", "tx-verifier")
-"""Names of actors begin so."""
+STAGES: Final = ("reader", "consumer", "tx-verifier", BROADCASTER)
+"""Names of actors with a stage that drains begin so, in the order of the flow."""
+
+KINDS: Final = (*STAGES, "signer", KEY_MANAGER)
+"""Names of all actors begin so."""
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from actors.clients import LET_GO_TIMEOUT_S, RemoteKeyManager, SignerPool, ask
 from actors.crew import Crew
 from actors.host import StageHost, StageState, StageStatus
 from actors.key_manager import NAME as KEY_MANAGER
-from actors.member import KINDS, Member, members, merged, signing
+from actors.member import KINDS, STAGES, Member, members, merged, signing
 from actors.metrics import PUBLISH_EVERY_S, TELEMETRY, publishing
 from actors.names import CALL_TIMEOUT_S, START_TIMEOUT_S, find, running
 from actors.scaling import SCALE_EVERY_S, Scale
@@ -44,9 +44,6 @@ journal = Journal(__name__, "supervisor")
 SUPERVISE_EVERY_S: Final = 1.0
 PREPARE_TIMEOUT_S: Final = 60.0
 NAME: Final = "supervisor"
-STAGES: Final = ("reader", "consumer", "tx-verifier", "broadcaster")
-"""Names of actors with a stage that drains begin so, in the order of the flow."""
-
 CLAIM_S: Final = 15.0
 """A job that asked nothing for so long is gone, and another may follow the pipeline."""
 

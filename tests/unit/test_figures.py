@@ -11,9 +11,11 @@ import pytest
 from ray.util import metrics as ray_metrics
 
 from actors import metrics
+from actors.crew import Crew
 from actors.host import StageState, StageStatus
-from actors.member import KINDS, Member, nothing
+from actors.member import KINDS, Member, members, nothing
 from pipeline import telemetry as t
+from pipeline.settings import Settings
 from pipeline.stages import figures
 from pipeline.stages.consumer import ConsumerCount
 from pipeline.stages.lag import Lag
@@ -157,6 +159,13 @@ async def test_each_restart_counts_once(pid: int, state: StageState) -> None:
     for now_s in (100.0, 110.0):
         await member.look(now_s)
     assert member.restarts == 1
+
+
+def test_every_actor_of_a_crew_is_of_a_kind_that_is_counted() -> None:
+    actor = SimpleNamespace(start=SimpleNamespace(remote=nothing))
+    crew = Crew(actor, {"signer-0": actor}, [actor], [actor], verifier=actor, broadcaster=actor)
+    found = [member.stage for member in members(Settings(), crew)]
+    assert sorted(found) == sorted(KINDS)
 
 
 async def test_a_key_manager_that_is_asked_again_was_not_restarted() -> None:
