@@ -86,16 +86,7 @@ class KafkaBatchLog:
     def _seek(self, topic: str, partition: int, start: int) -> None:
         if self._consumer is None:
             self._consumer = Consumer(
-                client_config(self._settings)
-                | {
-                    "group.id": f"{self._deployment}-log",
-                    "enable.auto.commit": False,
-                    "auto.offset.reset": "error",
-                    "isolation.level": "read_committed",
-                    "enable.partition.eof": True,
-                    "fetch.wait.max.ms": 100,
-                    "message.max.bytes": self._settings.message_max_bytes,
-                }
+                outsider_config(self._settings, self._deployment) | {"enable.partition.eof": True}
             )
         try:
             self._consumer.assign([TopicPartition(topic, partition, start)])
@@ -119,6 +110,18 @@ class KafkaBatchLog:
         if messages:
             FETCH.reached(Moment.AFTER)
         return messages, reached
+
+
+def outsider_config(settings: KafkaSettings, deployment: str) -> dict[str, Any]:
+    """Of a consumer outside any group, read_committed. Raises SecretFileError."""
+    return client_config(settings) | {
+        "group.id": f"{deployment}-log",  # librdkafka wants one; nothing is subscribed to or committed
+        "enable.auto.commit": False,
+        "auto.offset.reset": "error",
+        "isolation.level": "read_committed",
+        "fetch.wait.max.ms": 100,
+        "message.max.bytes": settings.message_max_bytes,
+    }
 
 
 def message_of(raw: Any, generation: Any = None) -> Message:

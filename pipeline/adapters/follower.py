@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from pipeline.adapters.batch_log import FETCH, message_of
-from pipeline.adapters.kafka import ClientThread, client_config, take, unavailable
+from pipeline.adapters.batch_log import FETCH, message_of, outsider_config
+from pipeline.adapters.kafka import ClientThread, take, unavailable
 from pipeline.adapters.offsets import PASSING
 from pipeline.effects import Moment
 from pipeline.errors import BusUnavailable, OncesignError
@@ -49,16 +49,7 @@ class KafkaFollower:
 
     def _begin(self, places: Sequence[Place]) -> None:
         self._consumer = Consumer(
-            client_config(self._settings)
-            | {
-                "group.id": f"{self._deployment}-log",  # librdkafka wants one; nothing is subscribed to or committed
-                "enable.auto.commit": False,
-                "auto.offset.reset": "error",
-                "isolation.level": "read_committed",
-                "fetch.wait.max.ms": 100,
-                "queued.max.messages.kbytes": QUEUED_KIB,
-                "message.max.bytes": self._settings.message_max_bytes,
-            }
+            outsider_config(self._settings, self._deployment) | {"queued.max.messages.kbytes": QUEUED_KIB}
         )
         try:
             self._consumer.assign([TopicPartition(place.topic, place.partition, place.offset) for place in places])
