@@ -25,6 +25,7 @@ from pipeline.adapters.node import RpcNode
 from pipeline.adapters.outcomes import PostgresOutcomes
 from pipeline.adapters.postgres_source import PostgresSource, driver
 from pipeline.adapters.round_writer import KafkaRoundWriter
+from pipeline.adapters.secret_file import secret_of
 from pipeline.adapters.stream_writer import KafkaStreamWriter
 from pipeline.adapters.topics import TopicAdmin
 from pipeline.assignment.manager import KeyManager
@@ -244,12 +245,7 @@ def rpc_url(settings: Settings) -> SecretStr:
     file = settings.broadcast.rpc_file
     if file is None:
         raise SecretFileError("there is no file with a node's URL.", hint="Name one in ONCESIGN_BROADCAST__RPC_FILE.")
-    try:
-        return SecretStr(file.read_text(encoding="utf-8").strip())
-    except OSError as error:
-        raise SecretFileError(
-            f"{file}: {error.strerror}.", hint="It should hold the URL of an Ethereum node."
-        ) from None
+    return SecretStr(secret_of(file, "the URL of an Ethereum node"))
 
 
 @asynccontextmanager

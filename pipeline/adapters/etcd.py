@@ -13,11 +13,11 @@ import asyncio
 import base64
 import ssl
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 
+from pipeline.adapters.secret_file import secret_of
 from pipeline.effects import Effect, effect
 from pipeline.errors import AmbiguousTxn, OncesignError, SecretFileError, StoreUnavailable
 from pipeline.ports import Compare, KeyValue, Txn, TxnResult
@@ -215,7 +215,7 @@ class EtcdStore:
         if not self._settings.username:
             return False
         self._token = ""
-        body = {"name": self._settings.username, "password": _secret(self._settings.password_file)}
+        body = {"name": self._settings.username, "password": secret_of(self._settings.password_file, "etcd's password")}
         try:
             self._token = (await self._send("auth/authenticate", body))["token"]
         except (_NotSentError, _NoAnswerError, _RefusedError) as error:
@@ -228,15 +228,6 @@ class EtcdStore:
         if "space exceeded" in text:
             hint = "Its quota is used up: compact, defragment, and disarm the NOSPACE alarm (etcd docs: maintenance)."
         return StoreUnavailable(text, address=",".join(self._endpoints), hint=hint)
-
-
-def _secret(path: Path | None) -> str:
-    if path is None:
-        return ""
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise SecretFileError(f"{path}: {error.strerror}.", hint="It should hold etcd's password.") from None
 
 
 def _tls(settings: EtcdSettings) -> ssl.SSLContext | None:

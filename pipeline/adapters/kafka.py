@@ -13,13 +13,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 
-from pipeline.errors import BusUnavailable, ProducerFenced, SecretFileError
+from pipeline.adapters.secret_file import secret_of
+from pipeline.errors import BusUnavailable, ProducerFenced
 from pipeline.settings import KafkaSettings
 from pipeline.stream import Stream
 
@@ -87,21 +87,12 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
     optional = {
         "sasl.mechanism": settings.sasl_mechanism,
         "sasl.username": settings.sasl_username,
-        "sasl.password": _secret(settings.sasl_password_file),
+        "sasl.password": secret_of(settings.sasl_password_file, "the SASL password"),
         "ssl.ca.location": str(settings.ca_file or ""),
         "ssl.certificate.location": str(settings.cert_file or ""),
         "ssl.key.location": str(settings.key_file or ""),
     }
     return config | {name: value for name, value in optional.items() if value}
-
-
-def _secret(path: Path | None) -> str:
-    if path is None:
-        return ""
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise SecretFileError(f"{path}: {error.strerror}", hint="It should hold the SASL password.") from error
 
 
 def unavailable(settings: KafkaSettings, error: KafkaException | KafkaError) -> BusUnavailable:

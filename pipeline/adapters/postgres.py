@@ -11,7 +11,8 @@ from urllib.parse import quote, urlencode
 import psycopg
 from psycopg import conninfo
 
-from pipeline.errors import DatabaseUnavailable, OncesignError, SecretFileError, SettingError
+from pipeline.adapters.secret_file import secret_of
+from pipeline.errors import DatabaseUnavailable, OncesignError, SettingError
 from pipeline.settings import PostgresSettings
 
 KEEPALIVES: Final = {
@@ -67,12 +68,7 @@ def connection_string(settings: PostgresSettings) -> str:
             hint="Put the password into a file and name it in ONCESIGN_POSTGRES__PASSWORD_FILE.",
         )
     if settings.password_file is not None:
-        try:
-            parts["password"] = settings.password_file.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise SecretFileError(
-                f"{settings.password_file}: {error.strerror}.", hint="It should hold the Postgres password."
-            ) from None
+        parts["password"] = secret_of(settings.password_file, "the Postgres password")
     return conninfo.make_conninfo("", **{"connect_timeout": settings.connect_timeout_s} | KEEPALIVES | parts)
 
 
