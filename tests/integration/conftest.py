@@ -10,8 +10,9 @@ import pytest
 
 from pipeline.custody.sealing import Kek
 from pipeline.local.server import LOOPBACK, free_port
-from pipeline.settings import ServiceSettings, Settings
+from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, ServiceSettings, Settings
 from tests.command_line import Ended, Oncesign, environment, in_process
+from tests.databases import fresh
 from tests.ray_groups import Groups
 from tests.unit.service_world import TOKEN
 
@@ -25,6 +26,31 @@ def groups() -> Iterator[Groups]:
             yield made
         finally:
             made.stop()
+
+
+@pytest.fixture
+def deployed(
+    etcd_server: EtcdSettings, postgres: PostgresSettings, kafka: KafkaSettings, deployment: str, tmp_path: Path
+) -> Settings:
+    """A deployment of this test on the session's servers; there is no key-encryption key yet."""
+    return Settings(deployment=deployment, data_dir=tmp_path, etcd=etcd_server, postgres=postgres, kafka=kafka)
+
+
+@pytest.fixture(scope="module")
+def deployed_for_all(
+    request: pytest.FixtureRequest,
+    etcd_server: EtcdSettings,
+    postgres_server: PostgresSettings,
+    kafka_server: KafkaSettings,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Settings]:
+    """A deployment of all tests of a module, which gives it its name as DEPLOYMENT."""
+    name: str = request.module.DEPLOYMENT
+    kafka = kafka_server.model_copy(update={"topic_prefix": name, "signed_partitions": 2})
+    with fresh(postgres_server) as postgres:
+        yield Settings(
+            deployment=name, data_dir=tmp_path_factory.mktemp(name), etcd=etcd_server, postgres=postgres, kafka=kafka
+        )
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from eth_keyfile.keyfile import create_keyfile_json
 from jobs.desk import etcd_view, key_desk
 from pipeline.adapters.postgres import connection_string
 from pipeline.custody.generation import address_of
-from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, Settings
+from pipeline.settings import Settings
 from tests.command_line import Ended, Oncesign
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -24,10 +24,8 @@ SECRET = b"\x11" * 32
 
 
 @pytest.fixture
-def settings(
-    etcd_server: EtcdSettings, postgres: PostgresSettings, kafka: KafkaSettings, deployment: str, tmp_path: Path
-) -> Settings:
-    return Settings(deployment=deployment, data_dir=tmp_path, etcd=etcd_server, postgres=postgres, kafka=kafka)
+def settings(deployed: Settings) -> Settings:
+    return deployed
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import pytest
 from actors import composition
 from pipeline.adapters.postgres import connection_string
 from pipeline.custody.sealing import Kek
-from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, ReaderSettings, Settings, SourceSettings
+from pipeline.settings import ReaderSettings, Settings, SourceSettings
 from pipeline.stock.row import Row, insert
 from tests.command_line import environment
 from tests.dev_node import BALANCE, CHAIN_ID, DevNode, anvil, geth
@@ -45,20 +45,13 @@ IN_SHARES = {"transfer": 70, "data": 15, "listed": 10, "creates": 3, "reverts": 
 
 
 @pytest.fixture
-def settings(
-    etcd_server: EtcdSettings, postgres: PostgresSettings, kafka: KafkaSettings, deployment: str, tmp_path: Path
-) -> Settings:
-    made = Settings(
-        deployment=deployment,
-        data_dir=tmp_path,
-        etcd=etcd_server,
-        postgres=postgres,
-        kafka=kafka,
-        sources=[SourceSettings(chain_id=CHAIN_ID, shards=8)],
-        reader=ReaderSettings(batch_rows_max=BATCH_ROWS),
-    )
-    Kek.create(made.kek_path)
-    return made
+def settings(deployed: Settings) -> Settings:
+    changes = {
+        "sources": [SourceSettings(chain_id=CHAIN_ID, shards=8)],
+        "reader": ReaderSettings(batch_rows_max=BATCH_ROWS),
+    }
+    Kek.create(deployed.kek_path)
+    return deployed.model_copy(update=changes)
 
 
 def rows(count: int) -> Iterator[Row]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import psycopg
 import pytest
 from confluent_kafka import Producer
@@ -17,7 +15,7 @@ from pipeline.adapters.postgres import connection_string
 from pipeline.assignment.paths import Paths
 from pipeline.custody.sealing import Kek
 from pipeline.ports import Message, Txn
-from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, ReaderSettings, Settings, SourceSettings
+from pipeline.settings import ReaderSettings, Settings
 from tests.pipeline_run import running, stock
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -27,19 +25,9 @@ KEK = Kek(bytes(range(32)))
 
 
 @pytest.fixture
-async def settings(
-    etcd_server: EtcdSettings, postgres: PostgresSettings, kafka: KafkaSettings, deployment: str, tmp_path: Path
-) -> Settings:
+async def settings(deployed: Settings) -> Settings:
     """Of a deployment that has signed all its rows and is at rest."""
-    made = Settings(
-        deployment=deployment,
-        data_dir=tmp_path,
-        etcd=etcd_server,
-        postgres=postgres,
-        kafka=kafka,
-        sources=[SourceSettings(shards=8)],
-        reader=ReaderSettings(batch_rows_max=50),
-    )
+    made = deployed.model_copy(update={"reader": ReaderSettings(batch_rows_max=50)})
     stock(made, ROWS, invalid=0.05)
     async with running(made, KEK) as run:
         await run.until(ROWS)

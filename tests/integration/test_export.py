@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,10 @@ from pipeline.custody.sealing import Kek
 from pipeline.ethereum.decoding import decode
 from pipeline.ethereum.rejected import Rejection
 from pipeline.export.columns import COLUMNS
-from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, ReaderSettings, Settings, SourceSettings
+from pipeline.settings import ReaderSettings, Settings
 from tests.bus import KafkaBus
 from tests.cloud_events import checked
 from tests.command_line import Oncesign, environment
-from tests.databases import fresh
 from tests.pipeline_run import running, stock
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -46,27 +44,12 @@ BATCH_ROWS = 25
 
 
 @pytest.fixture(scope="module")
-def settings(
-    etcd_server: EtcdSettings,
-    postgres_server: PostgresSettings,
-    kafka_server: KafkaSettings,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Settings]:
+def settings(deployed_for_all: Settings) -> Settings:
     """Where a pipeline has signed, and a verifier has decided, `ROWS` rows."""
-    kafka = kafka_server.model_copy(update={"topic_prefix": DEPLOYMENT, "signed_partitions": 2})
-    with fresh(postgres_server) as postgres:
-        made = Settings(
-            deployment=DEPLOYMENT,
-            data_dir=tmp_path_factory.mktemp(DEPLOYMENT),
-            etcd=etcd_server,
-            postgres=postgres,
-            kafka=kafka,
-            sources=[SourceSettings()],
-            reader=ReaderSettings(batch_rows_max=BATCH_ROWS),
-        )
-        stock(made, ROWS, invalid=0.1)
-        asyncio.run(signed_and_verified(made))
-        yield made
+    made = deployed_for_all.model_copy(update={"reader": ReaderSettings(batch_rows_max=BATCH_ROWS)})
+    stock(made, ROWS, invalid=0.1)
+    asyncio.run(signed_and_verified(made))
+    return made
 
 
 async def signed_and_verified(settings: Settings) -> None:

@@ -23,7 +23,7 @@ from pipeline.custody.sealing import Kek
 from pipeline.errors import DeploymentHalted, SecretFileError, SettingError, StreamHalted, UsageError
 from pipeline.local.stack import Stack
 from pipeline.ports import Assigned, KeyValue, SignedBatch, Txn
-from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, ReaderSettings, Settings, SourceSettings
+from pipeline.settings import PostgresSettings, ReaderSettings, Settings, SourceSettings
 from pipeline.stages.violation import ViolationKind
 from pipeline.stream import Stream
 from tests.command_line import Oncesign
@@ -38,21 +38,11 @@ WAIT_S = 30.0
 
 
 @pytest.fixture
-def settings(
-    etcd_server: EtcdSettings, postgres: PostgresSettings, kafka: KafkaSettings, deployment: str, tmp_path: Path
-) -> Settings:
-    made = Settings(
-        deployment=deployment,
-        data_dir=tmp_path,
-        etcd=etcd_server,
-        postgres=postgres,
-        kafka=kafka,
-        sources=[SourceSettings(shards=SHARDS)],
-        reader=ReaderSettings(batch_rows_max=50),
-    )
-    made.kek_path.write_bytes(SECRET)
-    made.kek_path.chmod(0o600)
-    return made
+def settings(deployed: Settings) -> Settings:
+    deployed.kek_path.write_bytes(SECRET)
+    deployed.kek_path.chmod(0o600)
+    changes = {"sources": [SourceSettings(shards=SHARDS)], "reader": ReaderSettings(batch_rows_max=50)}
+    return deployed.model_copy(update=changes)
 
 
 async def violations(settings: Settings) -> set[ViolationKind]:

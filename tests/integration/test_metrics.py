@@ -7,7 +7,6 @@ import re
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -15,13 +14,9 @@ import pytest
 from pipeline.custody.sealing import Kek
 from pipeline.local.server import LOOPBACK
 from pipeline.settings import (
-    EtcdSettings,
-    KafkaSettings,
-    PostgresSettings,
     ReaderSettings,
     ServiceSettings,
     Settings,
-    SourceSettings,
 )
 from tests.manifests.prometheus import Scrape, dashboards, evaluate, panels, rules
 from tests.manifests.rendered import built
@@ -45,25 +40,9 @@ LABELS: Final = re.compile(
 
 
 @pytest.fixture
-def settings(
-    etcd_server: EtcdSettings,
-    postgres: PostgresSettings,
-    kafka: KafkaSettings,
-    deployment: str,
-    tmp_path: Path,
-    service: ServiceSettings,
-) -> Settings:
-    Kek.create(tmp_path / "kek")
-    return Settings(
-        deployment=deployment,
-        data_dir=tmp_path,
-        etcd=etcd_server,
-        postgres=postgres,
-        kafka=kafka,
-        sources=[SourceSettings(shards=8)],
-        reader=ReaderSettings(batch_rows_max=100),
-        service=service,
-    )
+def settings(deployed: Settings, service: ServiceSettings) -> Settings:
+    Kek.create(deployed.kek_path)
+    return deployed.model_copy(update={"reader": ReaderSettings(batch_rows_max=100), "service": service})
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,8 @@ from pipeline.assignment.paths import Paths
 from pipeline.custody.sealing import Kek
 from pipeline.errors import RuntimeFault, StoreUnavailable
 from pipeline.ethereum.ipc import read_ipc
-from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, ReaderSettings, Settings, SourceSettings
+from pipeline.settings import ReaderSettings, Settings
 from tests.command_line import environment
-from tests.databases import fresh
 from tests.pipeline_run import running, stock
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -29,23 +27,8 @@ KEK = Kek(bytes(range(32)))
 
 
 @pytest.fixture(scope="module")
-def settings(
-    etcd_server: EtcdSettings,
-    postgres_server: PostgresSettings,
-    kafka_server: KafkaSettings,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Settings]:
-    kafka = kafka_server.model_copy(update={"topic_prefix": DEPLOYMENT, "signed_partitions": 2})
-    with fresh(postgres_server) as postgres:
-        yield Settings(
-            deployment=DEPLOYMENT,
-            data_dir=tmp_path_factory.mktemp(DEPLOYMENT),
-            etcd=etcd_server,
-            postgres=postgres,
-            kafka=kafka,
-            sources=[SourceSettings(shards=8)],
-            reader=ReaderSettings(batch_rows_max=10),
-        )
+def settings(deployed_for_all: Settings) -> Settings:
+    return deployed_for_all.model_copy(update={"reader": ReaderSettings(batch_rows_max=10)})
 
 
 @pytest.fixture(scope="module")

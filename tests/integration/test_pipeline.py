@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -13,7 +12,7 @@ from pipeline.adapters.postgres import connection_string
 from pipeline.assignment.records import KeyState, StreamRecord
 from pipeline.custody.sealing import Kek
 from pipeline.errors import DeploymentHalted, NotLeader, StreamHalted
-from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, ReaderSettings, Settings, SourceSettings
+from pipeline.settings import ReaderSettings, Settings
 from pipeline.stages.violation import ViolationKind
 from pipeline.stream import Stream
 from tests.pipeline_run import running, stock
@@ -25,18 +24,9 @@ KEK = Kek(bytes(range(32)))
 
 
 @pytest.fixture
-def settings(
-    etcd_server: EtcdSettings, postgres: PostgresSettings, kafka: KafkaSettings, deployment: str, tmp_path: Path
-) -> Settings:
-    return Settings(
-        deployment=deployment,
-        data_dir=tmp_path,
-        etcd=etcd_server.model_copy(update={"lease_ttl_s": 6}),
-        postgres=postgres,
-        kafka=kafka,
-        sources=[SourceSettings(shards=8)],
-        reader=ReaderSettings(batch_rows_max=200),
-    )
+def settings(deployed: Settings) -> Settings:
+    etcd = deployed.etcd.model_copy(update={"lease_ttl_s": 6})
+    return deployed.model_copy(update={"etcd": etcd, "reader": ReaderSettings(batch_rows_max=200)})
 
 
 async def verified(settings: Settings) -> dict[str, int]:

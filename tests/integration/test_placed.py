@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from pipeline.custody.sealing import Kek
-from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, Settings, SourceSettings
+from pipeline.settings import Settings
 from tests.pipeline_run import stock
 from tests.placed import Cluster
 from tests.ray_groups import Groups
@@ -25,18 +24,9 @@ WITHOUT_S = 60.0
 
 
 @pytest.fixture
-def settings(
-    etcd_server: EtcdSettings, postgres: PostgresSettings, kafka: KafkaSettings, deployment: str, tmp_path: Path
-) -> Settings:
-    Kek.create(tmp_path / "kek")
-    return Settings(
-        deployment=deployment,
-        data_dir=tmp_path,
-        etcd=etcd_server,
-        postgres=postgres,
-        kafka=kafka,
-        sources=[SourceSettings(shards=8)],
-    )
+def settings(deployed: Settings) -> Settings:
+    Kek.create(deployed.kek_path)
+    return deployed
 
 
 @pytest.fixture

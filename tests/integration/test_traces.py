@@ -6,7 +6,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -20,7 +19,7 @@ from actors import composition
 from pipeline import tracing
 from pipeline.custody.sealing import Kek
 from pipeline.local.server import LOOPBACK
-from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings, Settings, SourceSettings
+from pipeline.settings import Settings
 from pipeline.stream import Stream
 from tests.pipeline_run import running, stock
 
@@ -32,19 +31,9 @@ STAGES = ["read", "sign", "publish", "verify"]
 
 
 @pytest.fixture
-def settings(
-    etcd_server: EtcdSettings, postgres: PostgresSettings, kafka: KafkaSettings, deployment: str, tmp_path: Path
-) -> Settings:
-    made = Settings(
-        deployment=deployment,
-        data_dir=tmp_path,
-        etcd=etcd_server,
-        postgres=postgres,
-        kafka=kafka,
-        sources=[SourceSettings(shards=8)],
-    )
-    Kek.create(made.kek_path)
-    return made
+def settings(deployed: Settings) -> Settings:
+    Kek.create(deployed.kek_path)
+    return deployed
 
 
 @pytest.fixture
