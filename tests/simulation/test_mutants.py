@@ -12,6 +12,7 @@ import pytest
 from pipeline.testing.simulation import crashes, harsher
 from pipeline.testing.simulation.memory import remembered
 from tests.simulation.guards import MUTANTS, NOT_ALONE, REDISCOVERED
+from tests.simulation.hunt import fates_of, mutants
 from tests.simulation.mutation import Edit, Mutant, Stale, apply
 
 FEWEST = 30
@@ -32,18 +33,12 @@ sys.stdout.write(orjson.dumps([asdict(fate) for fate in fates([mutant], range(10
 """
 
 
-def mutants(*options: str, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "tests.simulation.mutants", *options]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, check=False)
-
-
 @pytest.fixture(scope="module")
 def fates() -> dict[str, dict[str, Any]]:
     done = mutants("--seeds", "200", "--workers", "2", "--json", timeout_s=TIMEOUT_S)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(found) == len(MUTANTS), done.stderr[-3000:]
-    assert done.returncode == (0 if all(fate["killed"] for fate in found) else 4)
-    return {fate["name"]: fate for fate in found}
+    found = fates_of(done, len(MUTANTS))
+    assert done.returncode == (0 if all(fate["killed"] for fate in found.values()) else 4)
+    return found
 
 
 @pytest.mark.timeout(TIMEOUT_S)

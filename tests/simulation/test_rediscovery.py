@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +13,7 @@ from pipeline.testing.simulation import harsher
 from pipeline.testing.simulation.course import Verdict
 from pipeline.testing.simulation.memory import remembered
 from tests.simulation.guards import MUTANTS, REDISCOVERED
+from tests.simulation.hunt import fates_of, mutants
 from tests.simulation.mutation import Mutant
 
 SEEDS = 200
@@ -43,13 +42,10 @@ class Found(NamedTuple):
 
 @pytest.fixture(scope="module")
 def fates() -> dict[str, dict[str, Any]]:
-    argv = [sys.executable, "-m", "tests.simulation.mutants", f"--seeds={SEEDS}", "--workers=2", "--json"]
-    argv += [f"--only={name}" for name in HUNTED]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(found) == len(HUNTED), done.stderr[-3000:]
-    assert not [fate["wrong"] for fate in found if fate["wrong"]]
-    return {fate["name"]: fate for fate in found}
+    only = [f"--only={name}" for name in HUNTED]
+    found = fates_of(mutants(f"--seeds={SEEDS}", "--workers=2", "--json", *only, timeout_s=TIMEOUT_S), len(HUNTED))
+    assert not [fate["wrong"] for fate in found.values() if fate["wrong"]]
+    return found
 
 
 @pytest.fixture
