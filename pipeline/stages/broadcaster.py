@@ -224,8 +224,9 @@ class Broadcaster:
             return False
         self._aside = {sender: refusal for sender, refusal in self._aside.items() if refusal.until_s > now_s}
         batches = await self._wanted()
+        starts = {topic: await self._ports.log.starts(topic) for topic in {batch.place.topic for batch in batches}}
         for run in _runs(batches):
-            await self._take(run)
+            await self._take(run, starts[run[0].place.topic][run[0].place.partition])
         if not batches:
             self._loaded_s = now_s
         return bool(batches)
@@ -245,11 +246,10 @@ class Broadcaster:
     def _runs_short(self, account: Account) -> bool:
         return account.refusal is None and account.loaded_to - account.sent_to < self._settings.in_flight_per_sender
 
-    async def _take(self, run: Sequence[NextBatch]) -> None:
-        """Batches of one partition, in one go."""
+    async def _take(self, run: Sequence[NextBatch], kept_from: int) -> None:
+        """Batches of one partition, in one go; `kept_from` is its oldest offset."""
         topic, partition = run[0].place.topic, run[0].place.partition
         first, end = run[0].place.offset, run[-1].place.offset + 1
-        kept_from = (await self._ports.log.starts(topic))[partition]
         found: dict[int, Message] = {}
         wanted = {batch.place.offset for batch in run}
         async with aclosing(self._ports.log.scan(topic, partition, max(first, kept_from), end)) as messages:
