@@ -27,6 +27,9 @@ KEPT = ("ONCESIGN_CACHE_DIR",)
 PROCESSOR = ("tests/manifests/", "tests/simulation/", "tests/unit/", "tests/vectors/")
 """Folders of tests that need nothing but a processor."""
 
+STACKS = ("notebooks/", "tests/chaos/")
+"""Folders of tests that mostly wait for whole stacks of their own."""
+
 LOWEST = 19
 
 
@@ -34,15 +37,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--node", default="anvil", help="the Ethereum node of the broadcast: anvil, or geth (built once)")
 
 
-class TwoSides(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
-    """With `-n 2`: what needs a processor beside all the rest, which mostly waits for servers."""
+class ThreeSides(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
+    """With `-n 3`, on two cores: what needs a processor, beside two halves of what mostly waits for servers."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "processor" if nodeid.startswith(PROCESSOR) else "servers"
+        if nodeid.startswith(PROCESSOR):
+            return "processor"
+        return "stacks" if nodeid.startswith(STACKS) else "servers"
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoSides:
-    return TwoSides(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ThreeSides:
+    return ThreeSides(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
