@@ -30,7 +30,7 @@ from pipeline.adapters.stream_writer import KafkaStreamWriter
 from pipeline.adapters.topics import TopicAdmin
 from pipeline.assignment.manager import KeyManager
 from pipeline.clock import SystemClock
-from pipeline.custody.sealing import Kek
+from pipeline.custody.kek_ring import KekRing
 from pipeline.errors import SecretFileError, SettingError
 from pipeline.ports import Assigner, Signers
 from pipeline.service.desk import Leading
@@ -171,12 +171,12 @@ async def sweeper(settings: Settings, worker: Worker, desk: Desk, signers: Signe
 
 async def signer(settings: Settings, worker: str) -> Signer:
     """A signer, its kernel compiled and its key-encryption key read. Lives as long as its process."""
-    kek = Kek.load(settings.kek_path)
+    keks = KekRing(settings.kek_path)
     kernel = NativeKernel()
     await kernel.warm()
     ledger = PostgresLedger(settings.postgres)
     await ledger.enlist()
-    return Signer(worker, ledger, kek, kernel, CLOCK, settings.signing)
+    return Signer(worker, ledger, keks, kernel, CLOCK, settings.signing)
 
 
 async def key_manager(settings: Settings, fence_lost: Callable[[], None]) -> KeyManager:

@@ -16,9 +16,11 @@ from actors import composition
 from actors.host import StageState, StageStatus, ray_node
 from actors.metrics import TELEMETRY, publish
 from actors.names import Group, is_elsewhere
+from pipeline.assignment.administration import Resealed
 from pipeline.assignment.manager import KeyManager
 from pipeline.assignment.records import Assignment, KeyRecord, StreamRecord
 from pipeline.assignment.view import View
+from pipeline.custody.kek_ring import KekRing
 from pipeline.errors import NotLeader, OncesignError
 from pipeline.journal import Journal
 from pipeline.ports import AssignReply, AssignRequest
@@ -97,16 +99,33 @@ class KeyManagerActor:
     async def create_keys(self, chain_id: int, count: int) -> list[str]:
         """Make private keys, seal them here, and put them into the pool; their addresses. Raises SecretFileError."""
         manager = await self._started()
-        kek = intake.load_kek(self._settings.kek_path, manager.view())
-        keys = intake.made(chain_id, count, kek)
+        keks = intake.load_keks(self._settings.kek_path, manager.view())
+        keys = intake.made(chain_id, count, keks)
         await manager.import_keys(keys)
         return [address for _, address, _, _ in keys]
 
     async def examine_kek(self) -> str:
-        """That the key-encryption key opens every key that may be lent. Raises SecretFileError."""
-        view = (await self._started()).view()
-        kek = intake.load_kek(self._settings.kek_path, view)
-        return f"KEK {kek.id.hex()} opens all {len(view.sealed)} keys"
+        """That the key-encryption keys open every key of the pool. Raises SecretFileError."""
+        return intake.opened((await self._started()).view(), KekRing(self._settings.kek_path))
+
+    async def keks(self) -> list[str]:
+        """Ids of the KEKs that are in its files now, the one that seals first. Raises SecretFileError."""
+        return [known.hex() for known in KekRing(self._settings.kek_path).ids]
+
+    async def reseal(self, keys: Sequence[Resealed]) -> None:
+        """Put other sealed bytes in the place of those that are there."""
+        await (await self._started()).reseal(keys)
+
+    async def reseal_all(self) -> int:
+        """Seal every key under the KEK that seals, and the number of those that were not. Raises SecretFileError."""
+        manager = await self._started()
+        keys = intake.resealed(manager.view(), intake.load_keks(self._settings.kek_path, manager.view()))
+        await manager.reseal(keys)
+        return len(keys)
+
+    async def retire(self, chain_id: int, address: str, *, destroy: bool) -> None:
+        """Lend a disabled key never again."""
+        await (await self._started()).retire(chain_id, address, destroy=destroy)
 
     async def unhalt(self, stream: Stream) -> None:
         """Let a halted stream go on."""

@@ -12,6 +12,7 @@ import ray
 from actors import composition
 from actors.host import StageState, StageStatus
 from actors.metrics import TELEMETRY, publish
+from pipeline.custody.kek_ring import KekRing
 from pipeline.ports import Assigned, SignedBatch
 from pipeline.settings import Settings
 from pipeline.stages import figures
@@ -37,6 +38,10 @@ class SignerActor:
     async def sign(self, batch: bytes, assigned: Assigned) -> SignedBatch:
         """See stages.signer.Signer."""
         return await (await self._started()).sign(batch, assigned)
+
+    async def keks(self) -> list[str]:
+        """Ids of the KEKs that it can read now, the one that seals first. Raises SecretFileError."""
+        return [known.hex() for known in KekRing(self._settings.kek_path).ids]
 
     async def status(self) -> StageStatus:
         """Start it if need be. Raises SecretFileError, DatabaseUnavailable."""

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, cast
 from pipeline.adapters.etcd import EtcdStore
 from pipeline.adapters.ledger import PostgresLedger
 from pipeline.assignment import startup
+from pipeline.assignment.administration import Resealed
 from pipeline.assignment.manager import KeyManager
 from pipeline.assignment.paths import Paths
 from pipeline.assignment.view import View
@@ -39,6 +40,14 @@ class KeyDesk(Protocol):
         ...
 
     async def enable(self, chain_id: int, address: str) -> None:
+        """See KeyManager."""
+        ...
+
+    async def reseal(self, keys: Sequence[Resealed]) -> None:
+        """See KeyManager."""
+        ...
+
+    async def retire(self, chain_id: int, address: str, *, destroy: bool) -> None:
         """See KeyManager."""
         ...
 
@@ -126,10 +135,10 @@ class RemoteDesk:
         self._actor = actor
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
-        async def call(*args: Any) -> Any:
+        async def call(*args: Any, **named: Any) -> Any:
             from actors.clients import ask
 
-            return await ask(getattr(self._actor, method).remote(*args), CALL_TIMEOUT_S, "the key manager")
+            return await ask(getattr(self._actor, method).remote(*args, **named), CALL_TIMEOUT_S, "the key manager")
 
         return call
 
@@ -160,21 +169,32 @@ def placed_desk(settings: Settings) -> RemoteDesk:
     return RemoteDesk(crew.key_manager(settings))
 
 
-def _running_manager(settings: Settings) -> Any:
-    """The key manager actor of the data directory's Ray cluster, if there is one."""
+def running_head(settings: Settings) -> bool:
+    """Become a driver of the data directory's Ray cluster, if there is one."""
     from actors import cluster
 
     head = cluster.running(settings.data_dir)
     if head is None:
-        return None
+        return False
     os.environ |= cluster.environment(head.token_file)  # before ray is imported: it looks for its token then
     import ray
 
+    from actors.names import namespace
+
+    if not ray.is_initialized():
+        space = namespace(settings.deployment)
+        ray.init(head.address, namespace=space, log_to_driver=False, logging_level=logging.ERROR)
+    return True
+
+
+def _running_manager(settings: Settings) -> Any:
+    """The key manager actor of the data directory's Ray cluster, if there is one."""
+    if not running_head(settings):
+        return None
     from actors.key_manager import NAME
-    from actors.names import find, namespace
+    from actors.names import find
     from pipeline.errors import RayUnavailable
 
-    ray.init(head.address, namespace=namespace(settings.deployment), log_to_driver=False, logging_level=logging.ERROR)
     try:
         return find(NAME, settings.deployment)
     except RayUnavailable as error:

@@ -6,15 +6,16 @@ import shutil
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from jobs.desk import etcd_client
+from jobs.desk import etcd_client, etcd_view
 from pipeline.adapters.migrations import migrate
 from pipeline.adapters.postgres_source import PostgresSource
 from pipeline.adapters.topics import TopicAdmin
 from pipeline.assignment.paths import Paths
-from pipeline.custody.sealing import Kek
+from pipeline.custody.kek_ring import KekRing
 from pipeline.errors import UsageError
 from pipeline.local.resolve import resolve
 from pipeline.settings import Settings
+from pipeline.stages import intake
 
 
 async def data_directory(settings: Settings) -> str:
@@ -61,14 +62,11 @@ async def kafka(settings: Settings) -> str:
 async def key_encryption_key(settings: Settings) -> str:
     """The KEK can be read, and opens a key of the pool."""
     resolved = resolve(settings)
-    kek = Kek.load(settings.kek_path)
-    async with etcd_client(resolved) as store:
-        sealed = await store.list(Paths(settings.deployment).sealed_keys)
-    if not sealed:
-        raise UsageError("the pool has no key.", hint="Run: oncesign keys create --count 16")
-    for kv in sealed:
-        kek.unseal(kv.value, kv.key.rsplit("/", 1)[1]).wipe()
-    return f"KEK {kek.id.hex()} opens all {len(sealed)} keys"
+    keks = KekRing(settings.kek_path)
+    async with etcd_view(resolved) as view:
+        if not view.sealed:
+            raise UsageError("the pool has no key.", hint="Run: oncesign keys create --count 16")
+        return intake.opened(view, keks)
 
 
 EXAMINATIONS: Final[dict[str, Callable[[Settings], Awaitable[str]]]] = {

@@ -1,27 +1,46 @@
-"""`oncesign keys`: create, import, list, disable, enable."""
+"""`oncesign keys`: a key from its coming to its end."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime as dt
+import sys
+import time
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from pydantic import SecretStr
 
 from jobs.loading import load_settings
 from jobs.output import Json, emit, emit_list, say
+from pipeline.custody.key_file import PATH as MNEMONIC_PATH
+from pipeline.errors import RuntimeFault, UsageError
 from pipeline.local.resolve import resolve
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from pipeline.assignment.records import KeyRecord
-    from pipeline.custody.sealing import Kek
+    from pipeline.custody.kek_ring import KekRing
 
-app = typer.Typer(no_args_is_help=True, help="The pool of keys: create, import, list, disable, enable.")
+app = typer.Typer(no_args_is_help=True, help="The pool of keys, from their coming to their end.")
 
 Source = Annotated[str, typer.Option(help="The source whose chain the keys are for; default: the first one.")]
+Addresses = Annotated[list[str], typer.Argument(metavar="ADDRESS...", help="One or more addresses.")]
 TITLES = ("address", "chain_id", "state", "next_nonce", "since", "uses", "holder")
+
+CHECKED = ("address", "next_nonce", "latest", "pending", "verdict", "detail")
+LOOK_S: Final = 0.25
+
+
+class Form(StrEnum):
+    """What a file with private keys is."""
+
+    KEYSTORE = "keystore"
+    HEX = "hex"
+    MNEMONIC = "mnemonic"
 
 
 @app.command()
@@ -37,25 +56,33 @@ def create(
 
 
 @app.command("import")
-def import_(
-    files: Annotated[list[Path], typer.Argument(help="Keystore V3 files.")],
-    password_file: Annotated[Path, typer.Option(help="A file with the one password of all of them.")],
-    nonce: Annotated[int, typer.Option(min=0, help="The next nonce of each key on its chain.")] = 0,
+def import_(  # noqa: PLR0913, PLR0917 - the options of a command are its arguments
+    files: Annotated[list[Path], typer.Argument(help="Files with private keys.")],
+    form: Annotated[
+        Form, typer.Option("--format", help="What they are: keystore V3, hex (a key per line), or BIP-39 words.")
+    ] = Form.KEYSTORE,
+    password_file: Annotated[
+        Path | None, typer.Option(help="A file with the one password of all keystores, or the BIP-39 passphrase.")
+    ] = None,
+    path: Annotated[str, typer.Option(help="Of a mnemonic: keys are derived at PATH/0, PATH/1 …")] = MNEMONIC_PATH,
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="Of a mnemonic: how many keys.")] = 1,
+    nonce: Annotated[int | None, typer.Option(min=0, help="The next nonce of each key; default: 0.")] = None,
+    rpc: Annotated[str, typer.Option(metavar="URL", help="Ask this Ethereum node for the next nonces instead.")] = "",
+    with_pending: Annotated[
+        bool, typer.Option("--with-pending", help="Begin after transactions that wait in the node, too.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Take files that others could read or change.")] = False,
     source: Source = "",
     json: Json = False,
 ) -> None:
-    """Import private keys from keystore V3 files: all of them or none."""
-    from pipeline.custody.keystore import open_keystores
+    """Import private keys from files: all of them or none."""
+    from jobs.key_import import Intake, Start
 
     settings = resolve(load_settings())
-    kek = asyncio.run(pool_kek(settings))
-    keys = open_keystores(files, password_file)
-    chain_id = _chain_id(settings, source)
-    sealed = [(chain_id, key.address, kek.seal(bytes(key.reveal()), key.address), nonce) for key in keys]
-    for key in keys:
-        key.wipe()
-    asyncio.run(_import(settings, sealed))
-    _report("imported", [address for _, address, _, _ in sealed], as_json=json)
+    start = Start(nonce, SecretStr(rpc), with_pending=with_pending)
+    intake = Intake(settings, _chain_id(settings, source), start)
+    keys = intake.open(form, files, password_file, path, count, force=force)
+    _report("imported", asyncio.run(intake.bring_in(keys)), as_json=json)
 
 
 @app.command("list")
@@ -69,15 +96,80 @@ def list_(json: Json = False) -> None:
 
 
 @app.command()
-def disable(address: str, source: Source = "") -> None:
-    """Lend a key no more; one that is locked now, after its release."""
-    _change("disable", address, source)
+def disable(addresses: Addresses, source: Source = "") -> None:
+    """Lend keys no more; one that is locked now, after its release."""
+    _change("disable", addresses, source)
+    say(f"{_told(addresses)} disabled. Next: oncesign keys list")
 
 
 @app.command()
-def enable(address: str, source: Source = "") -> None:
-    """Lend a key again."""
-    _change("enable", address, source)
+def enable(addresses: Addresses, source: Source = "") -> None:
+    """Lend keys again."""
+    _change("enable", addresses, source)
+    say(f"{_told(addresses)} enabled. Next: oncesign keys list")
+
+
+@app.command()
+def drain(
+    addresses: Addresses,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait for their release.")] = 60.0,
+    source: Source = "",
+) -> None:
+    """Disable keys, and wait until nobody holds them."""
+    _change("disable", addresses, source)
+    settings = resolve(load_settings())
+    held = asyncio.run(_released(settings, _chain_id(settings, source), _lower(addresses), timeout_s))
+    if held:
+        raise RuntimeFault(
+            f"{held[0]} is still held after {timeout_s:g} s.", hint="It is disabled. See: oncesign assignments"
+        )
+    say(f"{_told(addresses)} disabled and held by nobody. Next: oncesign keys retire ADDRESS")
+
+
+@app.command()
+def retire(
+    addresses: Addresses,
+    destroy: Annotated[
+        bool,
+        typer.Option("--destroy", help="Delete the private keys from etcd and Postgres; what they own is lost."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    source: Source = "",
+) -> None:
+    """Lend disabled keys never again, for good; their nonces stay known."""
+    what = "and their private keys deleted " if destroy else ""
+    question = f"{_told(addresses)} to be retired {what}for good. Go on?"
+    if not yes and not (sys.stdin.isatty() and typer.confirm(question, err=True)):
+        raise UsageError("nothing was retired.", hint="Answer y, or give --yes.")
+    _change("retire", addresses, source, destroy=destroy)
+    say(f"{_told(addresses)} retired. Next: oncesign keys list")
+
+
+@app.command("rotate-kek")
+def rotate_kek(json: Json = False) -> None:
+    """Seal every key under a new key-encryption key, while signing goes on; the same command again goes on."""
+    from jobs.rotation import Rotation
+
+    done = asyncio.run(Rotation(resolve(load_settings())).run())
+    if json:
+        emit(done)
+
+
+@app.command()
+def check(
+    rpc: Annotated[
+        str, typer.Option(metavar="URL", help="An Ethereum node; default: the one in ONCESIGN_BROADCAST__RPC_FILE.")
+    ] = "",
+    source: Source = "",
+    json: Json = False,
+) -> None:
+    """Compare the pool's nonces with the chain's: used elsewhere, gaps, stuck nonces."""
+    from jobs.key_check import compared, require_agreement
+
+    settings = resolve(load_settings())
+    found = asyncio.run(compared(settings, _chain_id(settings, source), SecretStr(rpc)))
+    emit_list([dataclasses.asdict(key) for key in found], CHECKED, as_json=json)
+    require_agreement(found)
 
 
 async def create_keys(settings: Settings, count: int, source: str = "") -> list[str]:
@@ -89,31 +181,34 @@ async def create_keys(settings: Settings, count: int, source: str = "") -> list[
     if settings.pool.placed:  # the key manager has the key-encryption key there, and this process has not
         made: list[str] = await placed_desk(settings).create_keys(chain_id, count)
         return made
-    keys = intake.made(chain_id, count, await pool_kek(settings))
-    await _import(settings, keys)
+    keys = intake.made(chain_id, count, await pool_keks(settings))
+    await import_keys(settings, keys)
     return [address for _, address, _, _ in keys]
 
 
-async def pool_kek(settings: Settings) -> Kek:
-    """The key-encryption key with which every key of the pool was sealed; the data directory's own is made at first.
+async def pool_keks(settings: Settings) -> KekRing:
+    """What opens every key of the pool, and seals new ones; the data directory's own KEK is made at first.
 
-    Two KEKs in one pool would mean keys that get nonces and cannot sign. Raises SecretFileError, StoreUnavailable.
+    A KEK of its own for some keys would mean keys that get nonces and cannot sign. Raises SecretFileError,
+    StoreUnavailable.
     """
     from jobs.desk import etcd_view
+    from pipeline.custody.kek_ring import KekRing
     from pipeline.custody.sealing import Kek
-    from pipeline.stages.intake import load_kek
+    from pipeline.stages.intake import load_keks
 
     async with etcd_view(settings) as view:
-        if settings.kek_file is None and not settings.kek_path.exists() and not view.sealed:
-            path = settings.kek_path
+        path = settings.kek_path
+        if settings.kek_file is None and not path.exists() and not view.sealed:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            kek = Kek.create(path)
+            Kek.create(path)
             say(f"made a key-encryption key in {path}; keep a copy of it: without it no key can be opened")
-            return kek
-        return load_kek(settings.kek_path, view)
+            return KekRing(path)
+        return load_keks(path, view)
 
 
-async def _import(settings: Settings, keys: list[tuple[int, str, bytes, int]]) -> None:
+async def import_keys(settings: Settings, keys: list[tuple[int, str, bytes, int]]) -> None:
+    """Into the pool, by its key manager."""
     from jobs.desk import key_desk
 
     async with key_desk(settings) as desk:
@@ -141,17 +236,39 @@ def row_of(key: KeyRecord) -> dict[str, Any]:
     }
 
 
-def _change(what: str, address: str, source: str) -> None:
+async def _released(settings: Settings, chain_id: int, addresses: list[str], timeout_s: float) -> list[str]:
+    """Wait for them; those that are held still."""
+    from jobs.desk import etcd_view
+
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        async with etcd_view(settings) as view:
+            held = [each for each in addresses if view.keys[chain_id, each].record.holder is not None]
+        if not held or time.monotonic() > deadline_s:
+            return held
+        await asyncio.sleep(LOOK_S)
+
+
+def _change(what: str, addresses: list[str], source: str, **options: bool) -> None:
     from jobs.desk import key_desk
 
     settings = resolve(load_settings())
 
     async def change() -> None:
         async with key_desk(settings) as desk:
-            await getattr(desk, what)(_chain_id(settings, source), address.lower())
+            for address in _lower(addresses):
+                await getattr(desk, what)(_chain_id(settings, source), address, **options)
 
     asyncio.run(change())
-    say(f"{address.lower()} is {what}d. Next: oncesign keys list")
+
+
+def _lower(addresses: list[str]) -> list[str]:
+    return list(dict.fromkeys(address.lower() for address in addresses))
+
+
+def _told(addresses: list[str]) -> str:
+    found = _lower(addresses)
+    return f"{found[0]} is" if len(found) == 1 else f"{len(found)} keys are"
 
 
 def _chain_id(settings: Settings, source: str) -> int:

@@ -31,7 +31,7 @@ async def before_signing(settings: Settings) -> None:
     if leader is None:  # what a leader writes meanwhile would look like a contradiction
         await _require_agreement(settings, view, known=genesis is not None)
     require_keys(settings, view)
-    intake.load_kek(settings.kek_path, view)
+    intake.load_keks(settings.kek_path, view)
     used = frozenset(stream.source for stream, held in view.streams.items() if held.record.seq > 0)
     async with composition.topics(settings) as topics:
         await topics.require(used)
@@ -59,8 +59,11 @@ def require_keys(settings: Settings, view: View) -> None:
         where = f"the pool has no key for chain {source.chain_id} (source {source.name})"
         if not states:
             raise UsageError(f"{where}.", hint=f"Run: oncesign keys create --count 16 --source {source.name}")
-        if all(state is KeyState.DISABLED for state in states):
+        kept = [state for state in states if state is not KeyState.RETIRED]
+        if not kept:
+            raise UsageError(f"{where}: all {len(states)} are retired.", hint="Run: oncesign keys create --count 16")
+        if all(state is KeyState.DISABLED for state in kept):
             raise UsageError(
-                f"{where}: all {len(states)} are disabled.",
+                f"{where}: all {len(kept)} are disabled.",
                 hint=f"Run: oncesign keys enable ADDRESS --source {source.name}",
             )

@@ -22,6 +22,7 @@
     ├── ProducerFenced            exit 5   another process took over our transactional.id
     ├── MalformedBatch            exit 1   bytes that are not a batch of ours
     ├── RuntimeFault              exit 1   a server or process of ours would not start or stop
+    ├── NonceMismatch             exit 1   a chain and the pool do not agree about the nonces of keys
     ├── NotMined                  exit 1   signed transactions that a node refuses, or whose nonce is gone
     ├── ViolationFound            exit 4   the verifier found one
     └── Halted                    exit 5   fail closed until an operator acts
@@ -199,6 +200,10 @@ class NotMined(OncesignError):
     """Signed transactions cannot be mined as things are."""
 
     hint = "Mend the cause and run the same command again: see docs/broadcast.md."
+
+
+class NonceMismatch(OncesignError):
+    """A chain has other nonces of keys than the pool."""
 
 
 class ViolationFound(OncesignError):

@@ -11,10 +11,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from pipeline.assignment.archive import KeyArchive
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipeline.assignment.kept import KeptKey
     from pipeline.assignment.records import Assignment
     from pipeline.stream import Cursor, Stream
 
@@ -296,7 +297,7 @@ class LedgerEntry:
     worker: str
 
 
-class Ledger(Protocol):
+class Ledger(KeyArchive, Protocol):
     """The second, independent guard."""
 
     async def record(self, entry: LedgerEntry) -> bool:
@@ -312,10 +313,6 @@ class Ledger(Protocol):
 
     async def generation(self) -> int:
         """How many recoveries of etcd there were; see assignment.view.Guard."""
-        ...
-
-    async def keep_keys(self, keys: Sequence[KeptKey]) -> None:
-        """A second copy of sealed keys, beside the ledger. Idempotent; the copy that came last counts."""
         ...
 
     async def heads(self) -> Mapping[Stream, int]:

@@ -27,8 +27,13 @@ KEPT = ("ONCESIGN_CACHE_DIR",)
 PROCESSOR = ("tests/manifests/", "tests/simulation/", "tests/unit/", "tests/vectors/")
 """Folders of tests that need nothing but a processor."""
 
-STACKS = ("notebooks/", "tests/chaos/")
-"""Folders of tests that mostly wait for whole stacks of their own."""
+ASIDE = (
+    "notebooks/",
+    "tests/contract/",
+    "tests/integration/test_readme.py",
+    "tests/integration/test_secrets_at_rest.py",
+)
+"""Others that run in the process of those, before them, so that both sides take as long."""
 
 LOWEST = 19
 
@@ -37,21 +42,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--node", default="anvil", help="the Ethereum node of the broadcast: anvil, or geth (built once)")
 
 
-class ThreeSides(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
-    """With `-n 3`, on two cores: what needs a processor, beside two halves of what mostly waits for servers."""
+class TwoSides(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
+    """With `-n 2`: what needs a processor beside all the rest, which mostly waits for servers."""
 
     def _split_scope(self, nodeid: str) -> str:
-        if nodeid.startswith(PROCESSOR):
-            return "processor"
-        return "stacks" if nodeid.startswith(STACKS) else "servers"
+        return "processor" if nodeid.startswith(PROCESSOR + ASIDE) else "servers"
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ThreeSides:
-    return ThreeSides(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoSides:
+    return TwoSides(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those at the lowest priority last: a process does not come back from there."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.nodeid.startswith(PROCESSOR))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A process that has such tests has no others, and takes what those leave."""
+    """A process that has come to such tests has no others any more, and takes what those leave."""
     if "PYTEST_XDIST_WORKER" in os.environ and item.nodeid.startswith(PROCESSOR):
         os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
 

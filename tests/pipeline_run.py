@@ -14,6 +14,7 @@ from pipeline.assignment.manager import KeyManager
 from pipeline.assignment.records import Assignment, StreamRecord
 from pipeline.clock import SystemClock
 from pipeline.custody.generation import address_of, new_secret
+from pipeline.custody.kek_ring import KekRing
 from pipeline.custody.sealing import Kek
 from pipeline.ports import Assigned, SignedBatch
 from pipeline.settings import Settings
@@ -77,7 +78,7 @@ class Run:
             await asyncio.sleep(0.05)
 
 
-async def add_keys(manager: KeyManager, kek: Kek, count: int, chain_id: int = 1) -> list[str]:
+async def add_keys(manager: KeyManager, kek: Kek | KekRing, count: int, chain_id: int = 1) -> list[str]:
     """New keys in the pool."""
     keys = []
     for _ in range(count):
@@ -94,7 +95,7 @@ def stock(settings: Settings, count: int, seed: int = 1, invalid: float = 0.0) -
 
 
 @asynccontextmanager
-async def running(settings: Settings, kek: Kek, keys: int = 4) -> AsyncIterator[Run]:
+async def running(settings: Settings, kek: Kek | KekRing, keys: int = 4) -> AsyncIterator[Run]:
     """Everything but Ray; the pool gets `keys` keys when it is empty."""
     async with AsyncExitStack() as stack:
         store = EtcdStore(settings.etcd)

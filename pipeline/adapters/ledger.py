@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import psycopg
 
 from pipeline.adapters.postgres import Database
-from pipeline.assignment.kept import KeptKey
+from pipeline.assignment.archive import KeptKey
 from pipeline.effects import Effect, effect
 from pipeline.errors import DatabaseUnavailable, LedgerRefused
 from pipeline.ports import LedgerEntry
@@ -47,6 +47,10 @@ FROM unnest(%s::bigint[], %s::bytea[], %s::bytea[], %s::numeric[]) AS keys (chai
 ON CONFLICT DO NOTHING
 RETURNING id
 """
+RETIRE: Final = """
+INSERT INTO retired_keys (chain_id, address) VALUES (%s, %s) ON CONFLICT DO NOTHING RETURNING address
+"""
+DESTROY: Final = "DELETE FROM kept_keys WHERE (chain_id, address) = (%s, %s) RETURNING id"
 BEGIN: Final = """
 INSERT INTO recoveries (generation, node) SELECT coalesce(max(generation), 0) + 1, %s FROM recoveries
 RETURNING generation
@@ -105,9 +109,22 @@ class PostgresLedger:
     async def keep_keys(self, keys: Sequence[KeptKey]) -> None:
         """See ports.Ledger."""
         if keys:
-            rows = [(k.chain_id, bytes.fromhex(k.address.removeprefix("0x")), k.sealed, k.start_nonce) for k in keys]
+            rows = [(k.chain_id, _bytes(k.address), k.sealed, k.start_nonce) for k in keys]
             columns = tuple(map(list, zip(*rows, strict=True)))
             await self._fetch(effect("postgres", "keep_keys"), KEEP, columns)
+
+    async def retire_key(self, chain_id: int, address: str) -> None:
+        """See ports.Ledger."""
+        await self._fetch(effect("postgres", "retire_key"), RETIRE, (chain_id, _bytes(address)))
+
+    async def retired_keys(self) -> Collection[tuple[int, str]]:
+        """See ports.Ledger."""
+        rows = await self._fetch(effect("postgres", "retired_keys"), "SELECT chain_id, address FROM retired_keys")
+        return {(chain_id, "0x" + address.hex()) for chain_id, address in rows}
+
+    async def destroy_key(self, chain_id: int, address: str) -> None:
+        """See ports.Ledger."""
+        await self._fetch(effect("postgres", "destroy_key"), DESTROY, (chain_id, _bytes(address)))
 
     async def generation(self) -> int:
         """See ports.Ledger."""
@@ -142,6 +159,12 @@ class PostgresLedger:
             self._alone = self._database.connection
         return bool(alone)
 
+    async def first_nonces(self, chain_id: int) -> Mapping[str, int]:
+        """Of each sender the lowest nonce that it has sworn to sign."""
+        query = "SELECT sender, min(first_nonce) FROM signing_ledger WHERE chain_id = %s AND count > 0 GROUP BY sender"
+        rows = await self._fetch(effect("postgres", "first_nonces"), query, (chain_id,))
+        return {"0x" + sender.hex(): int(nonce) for sender, nonce in rows}
+
     async def signed(self) -> int:
         """How many rows the ledger has sworn to sign."""
         query = "SELECT coalesce(sum(count), 0) FROM signing_ledger"
@@ -165,13 +188,17 @@ class PostgresLedger:
 
 
 def _row(entry: LedgerEntry) -> tuple[Any, ...]:
-    sender = bytes.fromhex(entry.sender.removeprefix("0x")) or None
+    sender = _bytes(entry.sender) or None
     stream = entry.stream
     digest = bytes.fromhex(entry.digest)
     return (
         stream.source, stream.shard, entry.seq, digest, entry.chain_id, sender,
         entry.first_nonce, entry.count, entry.fence, entry.worker,
     )  # fmt: skip
+
+
+def _bytes(address: str) -> bytes:
+    return bytes.fromhex(address.removeprefix("0x"))
 
 
 def _entry(row: Any) -> LedgerEntry:

@@ -64,6 +64,12 @@ class RpcNode:
         calls = [("eth_getTransactionCount", [sender, hex(block)]) for sender in senders]
         return [int(self._result(answer), 16) for answer in await self._call(calls)]
 
+    async def counts(self, senders: Sequence[str]) -> Sequence[tuple[int, int]]:
+        """See stages.nonces.CountingNode."""
+        calls = [("eth_getTransactionCount", [sender, at]) for sender in senders for at in ("latest", "pending")]
+        found = [int(self._result(answer), 16) for answer in await self._call(calls)]
+        return list(zip(found[::2], found[1::2], strict=True))
+
     async def receipts(self, hashes: Sequence[bytes]) -> Sequence[Receipt | None]:
         """See stages.broadcaster.Node."""
         calls = [("eth_getTransactionReceipt", ["0x" + hash_.hex()]) for hash_ in hashes]

@@ -15,18 +15,9 @@ from functools import partial
 from typing import Any, Final
 
 from pipeline.assignment import startup
-from pipeline.assignment.administration import (
-    can_sign,
-    disabled,
-    enabled,
-    lost_of,
-    plan_change,
-    plan_halt,
-    plan_import,
-    plan_lost,
-    plan_open,
-)
-from pipeline.assignment.kept import KeptKey, kept_of
+from pipeline.assignment.administration import lost_of, plan_halt, plan_lost, plan_open, plan_own, unowned
+from pipeline.assignment.kept import kept_of
+from pipeline.assignment.key_life import GROUP_MAX, KeyLife
 from pipeline.assignment.leadership import Claim, Leadership
 from pipeline.assignment.paths import Paths
 from pipeline.assignment.pending import Command, Pending, Queued
@@ -43,9 +34,6 @@ from pipeline.stream import Stream
 
 journal = Journal(__name__, "key-manager")
 
-GROUP_MAX: Final = 32
-"""Batches released, or keys imported, in one etcd transaction: at most three writes each."""
-
 QUEUE_MAX: Final = 1024
 """Requests that may wait for a key; more are told to come again."""
 
@@ -54,7 +42,7 @@ IDLE_S: Final = 0.25
 """How often the writer looks for requests whose deadline has passed."""
 
 
-class KeyManager:
+class KeyManager(KeyLife):
     """Fulfils ports.Assigner for one deployment."""
 
     def __init__(
@@ -96,6 +84,7 @@ class KeyManager:
             generation = await self._ledger.generation()
             self._guard = startup.guard_of(self._paths, self._claim, genesis, generation)
             await self._reload()
+            await self._own_keys()
             await self._ledger.keep_keys(kept_of(self._view))
         except BaseException:
             keeping.cancel()
@@ -137,6 +126,15 @@ class KeyManager:
         view = await startup.load(self._store, self._paths)
         await startup.check(view, self._ledger)
         self._view, self._stale = view, False
+
+    async def _own_keys(self) -> None:
+        """Say of keys from before there were owners, or before a recovery, whose they are. Raises DeploymentHalted."""
+        while part := unowned(self._view, self._paths.deployment)[:GROUP_MAX]:
+            await self._own(part)
+
+    async def _own(self, addresses: Sequence[str]) -> None:
+        now_ms = self._clock.unix_ms()
+        await self._carry_out(lambda: plan_own(self._view, self._leading(), addresses, now_ms))
 
     # ── what clients call ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -212,27 +210,6 @@ class KeyManager:
                 str(record.stream), f"it was read from Postgres {found.system_id}, this one is {record.system_id}"
             )
         return found
-
-    async def import_keys(self, keys: Sequence[tuple[int, str, bytes, int]]) -> None:
-        """(chain id, address, sealed key, start nonce) each, in groups. Raises UsageError for a key that is there."""
-        self._leading()
-        for chain_id, address, _sealed, _nonce in keys:
-            if (chain_id, address) in self._view.keys and can_sign(self._view, address):
-                raise UsageError(f"{address} is in the pool of chain {chain_id} already.", hint="Nothing was imported.")
-        await self._ledger.keep_keys([KeptKey(*key) for key in keys])  # first: etcd may be lost, with what it alone has
-        for start in range(0, len(keys), GROUP_MAX):
-            part = keys[start : start + GROUP_MAX]
-            await self._do(partial(plan_import, keys=part, now_ms=self._clock.unix_ms()))
-
-    async def disable(self, chain_id: int, address: str) -> None:
-        """Lend this key no more; one that is locked now, after its release. Raises UsageError."""
-        await self._do(self._change(chain_id, address, disabled))
-
-    async def enable(self, chain_id: int, address: str) -> None:
-        """Lend this key again. Raises UsageError."""
-        if (chain_id, address) in self._view.keys and not can_sign(self._view, address):
-            raise UsageError(f"the private key of {address} was lost.", hint="Run: oncesign keys import")
-        await self._do(self._change(chain_id, address, enabled))
 
     async def list_keys(self) -> list[KeyRecord]:
         """In the order in which free ones are lent."""
@@ -404,11 +381,6 @@ class KeyManager:
         self._commands.append(command)
         self._wake.set()
         await command.done
-
-    def _change(
-        self, chain_id: int, address: str, change: Callable[[KeyRecord], KeyRecord]
-    ) -> Callable[[View, Guard], Plan]:
-        return partial(plan_change, chain_id=chain_id, address=address, change=change, now_ms=self._clock.unix_ms())
 
     def _leading(self) -> Guard:
         if self._guard is None or self._lost:

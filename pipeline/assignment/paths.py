@@ -48,6 +48,15 @@ class Paths:
         """Prefix of all assignments."""
         return f"{self.root}/assignments/"
 
+    @property
+    def owners(self) -> str:
+        """Prefix of the owners of all deployments' keys. No deployment's name begins with an underscore."""
+        return "/oncesign/_owners/"
+
+    def owner(self, address: str) -> str:
+        """Whose key this is."""
+        return f"{self.owners}{address}"
+
     def key(self, chain_id: int, address: str) -> str:
         """A key record."""
         return f"{self.keys}{chain_id}/{address}"

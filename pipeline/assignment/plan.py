@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from pipeline.assignment.records import Assignment, KeyRecord, Record, StreamRecord
-from pipeline.assignment.view import Guard, View
+from pipeline.assignment.records import Assignment, KeyRecord, Owner, Record, StreamRecord
+from pipeline.assignment.view import Guard, Held, View
 from pipeline.ports import Compare, KeyValue, Txn
 from pipeline.stream import Stream
 
@@ -20,6 +21,8 @@ class Plan:
     puts: dict[str, Record] = field(default_factory=dict)
     raw_puts: dict[str, bytes] = field(default_factory=dict)
     deletes: dict[str, tuple[Stream, int]] = field(default_factory=dict)
+    disowned: dict[str, str] = field(default_factory=dict)  #: paths of owners to delete, with their addresses
+    destroyed: dict[str, str] = field(default_factory=dict)  #: the same of sealed keys
     relied: dict[str, int] = field(default_factory=dict)  #: path → revision (0 = absent) that a reply rests on
 
     # ── reading through what was planned so far ──────────────────────────────────────────────────────────────────────
@@ -57,6 +60,14 @@ class Plan:
         self.puts.pop(path, None)
         self.deletes[path] = (assignment.stream, assignment.seq)
 
+    def disown(self, address: str) -> None:
+        """Forget whose key it is."""
+        self.disowned[self.guard.paths.owner(address)] = address
+
+    def destroy(self, address: str) -> None:
+        """Forget a sealed private key."""
+        self.destroyed[self.guard.paths.sealed(address)] = address
+
     def rely_on_stream(self, stream: Stream) -> None:
         """A reply that writes nothing holds only while this record is as the view has it, and we lead."""
         held = self.view.streams.get(stream)
@@ -69,23 +80,23 @@ class Plan:
 
     def size(self) -> int:
         """How many records it writes or relies on."""
-        return len(self.puts) + len(self.raw_puts) + len(self.deletes) + len(self.relied)
+        return len(self.puts) + len(self.raw_puts) + len(self._deleted()) + len(self.relied)
 
     def writes_nothing(self) -> bool:
         """Whether it only asks etcd whether what it relies on still holds."""
-        return not (self.puts or self.raw_puts or self.deletes)
+        return not (self.puts or self.raw_puts or self._deleted())
 
     def __bool__(self) -> bool:
         return self.size() > 0
 
     def txn(self) -> Txn:
         """`IF` we lead and nothing that we write or rely on has changed `THEN` write `ELSE` read all of it."""
-        touched = [*self.puts, *self.raw_puts, *self.deletes]
+        touched = [*self.puts, *self.raw_puts, *self._deleted()]
         revisions = self.relied | {path: self._revision(path) for path in touched}
         return Txn(
             compares=(*self.guard.compares(), *(Compare(path, mod_revision=at) for path, at in revisions.items())),
             puts=tuple(self._values().items()),
-            deletes=tuple(self.deletes),
+            deletes=self._deleted(),
             gets=(self.guard.paths.leader, self.guard.paths.genesis, *revisions),
         )
 
@@ -96,7 +107,7 @@ class Plan:
         written = all(
             (kv := reads.get(path)) is not None and kv.value == value for path, value in self._values().items()
         )
-        return written and all(reads.get(path) is None for path in self.deletes)
+        return written and all(reads.get(path) is None for path in self._deleted())
 
     def apply(self, revision: int, reads: Mapping[str, KeyValue | None] | None = None) -> None:
         """Bring the view up to date with what was written at a revision."""
@@ -104,29 +115,47 @@ class Plan:
             kv = reads.get(path) if reads else None
             self.view.put(record, kv.mod_revision if kv else revision)
         for path, value in self.raw_puts.items():
-            self.view.sealed[path.removeprefix(self.guard.paths.sealed_keys)] = value
+            kv = reads.get(path) if reads else None
+            self.view.put_sealed(self._address(path), value, kv.mod_revision if kv else revision)
         for stream, seq in self.deletes.values():
             self.view.forget(stream, seq)
+        for address in self.disowned.values():
+            self.view.disown(address)
+        for address in self.destroyed.values():
+            self.view.destroy(address)
+
+    def _deleted(self) -> tuple[str, ...]:
+        return (*self.deletes, *self.disowned, *self.destroyed)
 
     def _values(self) -> dict[str, bytes]:
         return {path: record.to_json() for path, record in self.puts.items()} | self.raw_puts
 
     def _revision(self, path: str) -> int:
         """The revision that the view knows; 0 = the path must be absent."""
-        record = self.puts.get(path)
-        match record:
-            case KeyRecord():
-                held = self.view.keys.get((record.chain_id, record.address))
-                return held.mod_revision if held else 0
-            case StreamRecord():
-                known = self.view.streams.get(record.stream)
-                return known.mod_revision if known else 0
-            case Assignment():
-                known_assignment = self.view.assignments.get((record.stream, record.seq))
-                return known_assignment.mod_revision if known_assignment else 0
+        if path in self.puts:
+            held = self._held(self.puts[path])
+            return held.mod_revision if held else 0
         if path in self.deletes:
             return self.view.assignments[self.deletes[path]].mod_revision
-        return 0  # a sealed key is written once
+        if path in self.disowned:
+            return self.view.owners[self.disowned[path]].mod_revision
+        return self.view.sealed_at.get(self._address(path), 0)
+
+    def _held(self, record: Record) -> Held[Any] | None:
+        match record:
+            case KeyRecord():
+                return self.view.keys.get((record.chain_id, record.address))
+            case StreamRecord():
+                return self.view.streams.get(record.stream)
+            case Assignment():
+                return self.view.assignments.get((record.stream, record.seq))
+            case Owner():
+                return self.view.owners.get(record.address)
+        return None
+
+    def _address(self, path: str) -> str:
+        """Of the sealed key at a path."""
+        return path.removeprefix(self.guard.paths.sealed_keys)
 
     def _path(self, record: Record) -> str:
         match record:
@@ -136,4 +165,6 @@ class Plan:
                 return self.guard.paths.stream(record.stream)
             case Assignment():
                 return self.guard.paths.assignment(record.stream, record.seq)
+            case Owner():
+                return self.guard.paths.owner(record.address)
         raise TypeError(f"a plan does not write a {type(record).__name__}")

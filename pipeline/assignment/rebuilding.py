@@ -12,11 +12,11 @@ cannot be told, or says that the ledger itself has lost rows, is a problem, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from pipeline.assignment.kept import KeptKey
+from pipeline.assignment.archive import KeptKey, Key
 from pipeline.assignment.records import Assignment, Holder, KeyRecord, KeyState, StreamRecord
 from pipeline.assignment.rules import NONCE_END, Batch
 from pipeline.assignment.view import GENERATION_SHIFT, View, turn
@@ -25,8 +25,6 @@ from pipeline.stream import Cursor, Stream
 
 WORKER: Final = "recover"
 """Who holds a rebuilt assignment until a worker asks for its batch."""
-
-Key = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +40,7 @@ class Facts:
     batches: Mapping[Batch, AssignRequest] = field(default_factory=dict)  #: on tx.batches, as far as they are needed
     cursors: Mapping[Stream, Cursor] = field(default_factory=dict)  #: of the heads
     chains: Mapping[Stream, tuple[int, str]] = field(default_factory=dict)  #: chain and system id, by the settings
+    retired: Collection[Key] = frozenset()  #: never lent again
     generation: int = 0  #: of the ledger: what was assigned in an earlier one and is not in it, it refuses
     problems: tuple[str, ...] = ()  #: what could not be told while the facts were gathered
 
@@ -110,7 +109,7 @@ class _Rebuilding:
         return key[1] in self._view.sealed or key[1] in self._made.sealed
 
     def _known(self) -> set[Key]:
-        return {*self._view.keys, *self._facts.kept, *self._facts.watermarks}
+        return {*self._view.keys, *self._facts.kept, *self._facts.watermarks, *self._facts.retired}
 
     def _base(self, key: Key) -> int:
         """Its next nonce if it is not locked."""
@@ -118,6 +117,8 @@ class _Rebuilding:
             return self._facts.watermarks[key]
         if key in self._facts.kept:
             return self._facts.kept[key].start_nonce
+        if key not in self._view.keys:
+            return 0
         held = self._view.keys[key].record
         if held.state is KeyState.LOCKED and held.holder is not None:
             lent = self._view.assignments.get((held.holder.stream, held.holder.seq))
@@ -180,8 +181,8 @@ class _Rebuilding:
         if not lent.address:
             return True
         key = lent.chain_id, lent.address
-        free = key in self._view.keys and key not in self._taken and self._can_sign(key)
-        return free and self._base(key) == lent.first_nonce
+        free = key in self._view.keys and key not in self._taken and key not in self._facts.retired
+        return free and self._can_sign(key) and self._base(key) == lent.first_nonce
 
     def _hole(self, batch: Batch) -> None:
         request = self._facts.batches.get(batch)
@@ -202,9 +203,12 @@ class _Rebuilding:
     def _free_key(self, chain_id: int, count: int) -> Key | None:
         """Of those that etcd knows the one whose turn it is, else the first of those that come back."""
         known = [held.record for key, held in self._view.keys.items() if key not in self._taken]
-        lendable = [key for key in known if key.state is not KeyState.DISABLED and not key.disable_on_release]
+        lendable = [
+            key for key in known if key.state in (KeyState.FREE, KeyState.LOCKED) and not key.disable_on_release
+        ]
         keys = [(key.chain_id, key.address) for key in sorted(lendable, key=turn)]
         keys += sorted(set(self._facts.kept) - set(self._view.keys) - set(self._taken))
+        keys = [key for key in keys if key not in self._facts.retired]
         fits = (k for k in keys if k[0] == chain_id and self._can_sign(k) and self._base(k) + count <= NONCE_END)
         return next(fits, None)
 
@@ -316,6 +320,8 @@ class _Rebuilding:
         )
 
     def _unlocked(self, key: KeyRecord, next_nonce: int) -> KeyRecord:
+        if (key.chain_id, key.address) in self._facts.retired:
+            key = replace(key, state=KeyState.RETIRED, disable_on_release=False)
         if key.state is not KeyState.LOCKED:
             return replace(key, next_nonce=next_nonce, holder=None)
         return replace(
@@ -361,9 +367,13 @@ class _Rebuilding:
 
     def _why_key(self, key: Key, *, known: bool) -> str:
         if not known:
+            if key in self._facts.retired:
+                return "it was retired"
             if not self._can_sign(key):
                 return "the ledger has its signatures; its private key must be imported again"
             return "Postgres has its copy; if it was disabled, disable it again"
+        if key in self._facts.retired and self._view.keys[key].record.state is not KeyState.RETIRED:
+            return "it was retired"
         if key in self._taken:
             return "its last batch is not published"
         return "the ledger says so" if key in self._facts.watermarks else "it has signed nothing"

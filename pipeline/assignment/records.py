@@ -6,6 +6,7 @@
     /oncesign/{deployment}/sealed/{address}                     a sealed private key, see custody.sealing
     /oncesign/{deployment}/streams/{source}/{shard}             StreamRecord
     /oncesign/{deployment}/assignments/{source}/{shard}/{seq}   Assignment
+    /oncesign/_owners/{address}                                 Owner: one deployment per key, of all in this etcd
 
 Addresses are lower-case hex with 0x; digests are lower-case hex without.
 """
@@ -29,6 +30,7 @@ class KeyState(StrEnum):
     FREE = "free"
     LOCKED = "locked"
     DISABLED = "disabled"
+    RETIRED = "retired"  #: for good: never lent again, its nonces stay known
 
 
 class Record:
@@ -72,6 +74,15 @@ class Leader(Record):
     uuid: str
     node: str
     pid: int
+    since_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Owner(Record):
+    """The deployment whose key this is: two pools with one key would each give out its nonces."""
+
+    address: str
+    deployment: str
     since_unix_ms: int
 
 

@@ -7,8 +7,9 @@ remembers them (design rule 9). There is no automatic repair: see stages.recover
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+from pipeline.assignment.archive import Key
 from pipeline.assignment.leadership import Claim
 from pipeline.assignment.paths import Paths
 from pipeline.assignment.records import Genesis, KeyState
@@ -60,6 +61,7 @@ async def load(store: Store, paths: Paths) -> View:
     view = View()
     # In one list, at one revision: a late transaction of our own between two lists would look like a contradiction.
     view.load(paths, await store.list(f"{paths.root}/"))
+    view.load(paths, await store.list(paths.owners))
     return view
 
 
@@ -70,6 +72,7 @@ async def check(view: View, ledger: Ledger) -> None:
         *_behind_heads(view, await ledger.heads()),
         *_locks_without_assignment(view),
         *_assignments_without_lock(view),
+        *_retired(view, await ledger.retired_keys()),
         *await _older_than_recovery(view, ledger),
     ]
     if problems:
@@ -128,6 +131,12 @@ def _assignments_without_lock(view: View) -> list[str]:
         elif key is not None and key.record.next_nonce != a.first_nonce + a.count:
             problems.append(f"{a.address} is locked up to nonce {a.first_nonce + a.count - 1}, etcd would lend another")
     return problems
+
+
+def _retired(view: View, retired: Collection[Key]) -> list[str]:
+    held = [view.keys[key].record for key in sorted(retired) if key in view.keys]
+    lent = [key for key in held if key.state in (KeyState.FREE, KeyState.LOCKED)]
+    return [f"{key.address} was retired on chain {key.chain_id}, etcd has it {key.state.value}" for key in lent]
 
 
 async def _older_than_recovery(view: View, ledger: Ledger) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from pipeline.assignment.paths import Paths
-from pipeline.assignment.records import Assignment, KeyRecord, KeyState, Record, StreamRecord
+from pipeline.assignment.records import Assignment, KeyRecord, KeyState, Owner, Record, StreamRecord
 from pipeline.errors import DeploymentHalted, NotLeader
 from pipeline.ports import Compare, KeyValue
 from pipeline.stream import Stream
@@ -66,15 +66,19 @@ class View:
     streams: dict[Stream, Held[StreamRecord]] = field(default_factory=dict)
     assignments: dict[tuple[Stream, int], Held[Assignment]] = field(default_factory=dict)
     sealed: dict[str, bytes] = field(default_factory=dict)
+    sealed_at: dict[str, int] = field(default_factory=dict)  #: the revision of each sealed key
+    owners: dict[str, Held[Owner]] = field(default_factory=dict)  #: of every deployment's keys
     latest_ms: int = 0  #: the latest `since_unix_ms` ever seen, so that it never goes back
 
     def load(self, paths: Paths, found: Iterable[KeyValue]) -> None:
         """Take over what was read of any of the prefixes. Raises MalformedBatch."""
         for kv in found:
             if kv.key.startswith(paths.sealed_keys):
-                self.sealed[kv.key.removeprefix(paths.sealed_keys)] = kv.value
+                self.put_sealed(kv.key.removeprefix(paths.sealed_keys), kv.value, kv.mod_revision)
             elif kv.key.startswith(paths.keys):
                 self.put(KeyRecord.from_json(kv.value), kv.mod_revision)
+            elif kv.key.startswith(paths.owners):
+                self.put(Owner.from_json(kv.value), kv.mod_revision)
             elif kv.key.startswith(paths.streams):
                 self.put(StreamRecord.from_json(kv.value), kv.mod_revision)
             elif kv.key.startswith(paths.assignments):
@@ -90,12 +94,27 @@ class View:
                 self.streams[record.stream] = Held(record, mod_revision)
             case Assignment():
                 self.assignments[record.stream, record.seq] = Held(record, mod_revision)
+            case Owner():
+                self.owners[record.address] = Held(record, mod_revision)
             case _:
                 raise TypeError(f"the view does not hold a {type(record).__name__}")
+
+    def put_sealed(self, address: str, sealed: bytes, mod_revision: int) -> None:
+        """Remember a sealed key that etcd holds at a revision."""
+        self.sealed[address], self.sealed_at[address] = sealed, mod_revision
 
     def forget(self, stream: Stream, seq: int) -> None:
         """An assignment was deleted."""
         self.assignments.pop((stream, seq), None)
+
+    def disown(self, address: str) -> None:
+        """Its owner was deleted."""
+        self.owners.pop(address, None)
+
+    def destroy(self, address: str) -> None:
+        """Its sealed private key was deleted."""
+        self.sealed.pop(address, None)
+        self.sealed_at.pop(address, None)
 
     def keys_in(self, state: KeyState) -> int:
         """How many keys are in a state."""

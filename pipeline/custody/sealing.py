@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from pipeline.custody.private_file import read_private
 from pipeline.custody.unsealed import SECRET_BYTES, UnsealedKey
 from pipeline.errors import SecretFileError
 
@@ -25,8 +25,6 @@ NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
 SEALED_BYTES: Final = 1 + KEK_ID_BYTES + NONCE_BYTES + SECRET_BYTES + TAG_BYTES
 ID_DOMAIN: Final = b"oncesign-kek-id\0"
-OTHERS: Final = stat.S_IWGRP | stat.S_IRWXO
-"""Group-readable is allowed: Kubernetes mounts Secrets that way for a pod's fsGroup."""
 
 
 class Kek:
@@ -41,16 +39,7 @@ class Kek:
     @classmethod
     def load(cls, path: Path) -> Kek:
         """From a file of 32 raw bytes or 64 hex digits, readable by its owner only. Raises SecretFileError."""
-        try:
-            with path.open("rb") as file:
-                open_to_others = os.fstat(file.fileno()).st_mode & OTHERS
-                raw = b"" if open_to_others else file.read()
-        except OSError as error:
-            raise SecretFileError(
-                f"{path}: {error.strerror}.", hint="ONCESIGN_KEK_FILE must name the file with the key-encryption key."
-            ) from None
-        if open_to_others:
-            raise SecretFileError(f"{path}: others could read or change it.", hint=f"Run: chmod 600 {path}")
+        raw = read_private(path, hint="ONCESIGN_KEK_FILE must name the file with the key-encryption key.")
         secret, size = _parsed(raw), len(raw)
         del raw  # a traceback may show what this frame holds
         if secret is None:
@@ -80,7 +69,7 @@ class Kek:
         """Raises SecretFileError when another KEK sealed it, or it was sealed for another address or changed."""
         if len(sealed) != SEALED_BYTES or sealed[0] != VERSION:
             raise SecretFileError(f"the sealed key of {address} is not one of this version.")
-        kek_id, nonce = sealed[1 : 1 + KEK_ID_BYTES], sealed[1 + KEK_ID_BYTES : 1 + KEK_ID_BYTES + NONCE_BYTES]
+        kek_id, nonce = kek_id_of(sealed), sealed[1 + KEK_ID_BYTES : 1 + KEK_ID_BYTES + NONCE_BYTES]
         if kek_id != self.id:
             raise SecretFileError(
                 f"the key of {address} was sealed by KEK {kek_id.hex()}, this one is {self.id.hex()}.",
@@ -98,6 +87,11 @@ class Kek:
 
     def __reduce_ex__(self, _protocol: Any) -> NoReturn:
         raise TypeError("a key-encryption key stays in its process")
+
+
+def kek_id_of(sealed: bytes) -> bytes:
+    """Which KEK sealed it, by its own word."""
+    return sealed[1 : 1 + KEK_ID_BYTES]
 
 
 def _parsed(raw: bytes) -> bytes | None:

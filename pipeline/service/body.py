@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints
 
-from pipeline.assignment.manager import GROUP_MAX
+from pipeline.assignment.key_life import GROUP_MAX
 from pipeline.assignment.records import KeyState, Record
 from pipeline.ethereum.batch import CHAIN_ID_MAX
 

@@ -9,8 +9,8 @@ from typing import Final
 
 from pydantic import SecretBytes
 
+from pipeline.custody.kek_ring import KekRing
 from pipeline.custody.keystore import open_keystore
-from pipeline.custody.sealing import Kek
 from pipeline.errors import SecretFileError
 from pipeline.ethereum.validity import RULES_VERSION
 from pipeline.ports import Assigned, AssignReply, AssignRequest, Published, Refused, Waiting
@@ -87,15 +87,15 @@ class Operations:
     async def create_keys(self, given: body.CreateBody) -> body.AddressList:
         """Made and sealed here."""
         desk = await self._leading()
-        kek = await self._kek()
-        keys = intake.made(given.chain_id, given.count, kek)
+        keks = await self._keks()
+        keys = intake.made(given.chain_id, given.count, keks)
         await desk.import_keys(keys)
         return body.AddressList(addresses=[address for _, address, _, _ in keys])
 
     async def import_key(self, given: body.ImportBody) -> body.AddressList:
         """Opened and sealed here."""
         desk = await self._leading()
-        kek = await self._kek()
+        keks = await self._keks()
         _check_work(given.keystore)
         password = SecretBytes(given.password.get_secret_value().encode())
         try:
@@ -103,7 +103,7 @@ class Operations:
                 key = await asyncio.to_thread(open_keystore, "keystore", given.keystore, password)
         except SecretFileError as error:
             raise Problem(Code.INVALID, error.message, error.hint) from None
-        sealed = kek.seal(bytes(key.reveal()), key.address)
+        sealed = keks.seal(bytes(key.reveal()), key.address)
         key.wipe()
         await desk.import_keys([(given.chain_id, key.address, sealed, given.next_nonce)])
         return body.AddressList(addresses=[key.address])
@@ -138,11 +138,11 @@ class Operations:
         if request.count > request.rows:
             raise Problem(Code.INVALID, f"batch {request.seq} has more signable rows than rows.")
 
-    async def _kek(self) -> Kek:
+    async def _keks(self) -> KekRing:
         """Read when it is needed, so that a key manager without it still lends."""
         view = (await self._leading()).view()
         try:
-            return intake.load_kek(self._settings.kek_path, view)
+            return intake.load_keks(self._settings.kek_path, view)
         except SecretFileError as error:
             raise Problem(Code.KEK_UNUSABLE, error.message, error.hint) from None
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from pipeline.assignment.kept import KeptKey
+from pipeline.assignment.archive import KeptKey
 from pipeline.assignment.rebuilding import WORKER, Facts
 from pipeline.assignment.rules import Batch
 from pipeline.assignment.view import View
@@ -156,6 +156,7 @@ class Remains:
         return Facts(
             watermarks=watermarks,
             kept=kept,
+            retired=await ledger.retired_keys(),
             heads=heads,
             unpublished=unpublished,
             sworn=frozenset(sworn),
@@ -173,6 +174,7 @@ class Remains:
         return Facts(
             watermarks=await ledger.watermarks(),
             kept={(key.chain_id, key.address): key for key in await ledger.kept_keys()},
+            retired=await ledger.retired_keys(),
             generation=await ledger.generation(),
         )
 

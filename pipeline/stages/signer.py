@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.assignment.records import Assignment
-from pipeline.custody.sealing import Kek
 from pipeline.custody.unsealed import KeyCache, UnsealedKey
 from pipeline.errors import SigningRefused
 from pipeline.ethereum import kernel
@@ -39,6 +38,14 @@ class Kernel(Protocol):
 
     async def sign(self, batch: Batch, signable: NDArray[np.bool_], key: UnsealedKey, nonce: int) -> SignedColumns:
         """The signable rows, with consecutive nonces from `nonce`."""
+        ...
+
+
+class Opener(Protocol):
+    """The key-encryption keys of the pool: custody.kek_ring.KekRing, or one Kek."""
+
+    def unseal(self, sealed: bytes, address: str) -> UnsealedKey:
+        """Raises SecretFileError."""
         ...
 
 
@@ -74,11 +81,11 @@ class Signer:
     """Signs batches, one after the other or several at once."""
 
     def __init__(
-        self, worker: str, ledger: Ledger, kek: Kek, kernel_: Kernel, clock: Clock, settings: SigningSettings
+        self, worker: str, ledger: Ledger, keks: Opener, kernel_: Kernel, clock: Clock, settings: SigningSettings
     ) -> None:
         self._worker = worker
         self._ledger = ledger
-        self._kek = kek
+        self._keks = keks
         self._kernel = kernel_
         self._clock = clock
         self._settings = settings
@@ -118,7 +125,7 @@ class Signer:
     def _key(self, address: str, sealed: bytes) -> UnsealedKey:
         key = self._keys.get(address)
         if key is None:
-            key = self._kek.unseal(sealed, address)
+            key = self._keks.unseal(sealed, address)
             self._keys.put(key)
         return key
 

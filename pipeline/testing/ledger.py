@@ -1,11 +1,11 @@
-"""The signing ledger in memory, by the rules of sql/migrations/0007_kept_keys.sql."""
+"""The signing ledger in memory, by the rules of sql/migrations/0007_kept_keys.sql and 0009."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pipeline.assignment.kept import KeptKey
+from pipeline.assignment.archive import KeptKey
 from pipeline.assignment.view import GENERATION_SHIFT
 from pipeline.errors import DatabaseUnavailable, LedgerRefused
 from pipeline.ports import LedgerEntry
@@ -20,6 +20,7 @@ class Tables:
     rows: dict[tuple[Stream, int], LedgerEntry] = field(default_factory=dict)
     next_nonces: dict[tuple[int, str], int] = field(default_factory=dict)
     kept: list[KeptKey] = field(default_factory=list)
+    retired: set[tuple[int, str]] = field(default_factory=set)
     open: set[int] = field(default_factory=set)  #: connections
     enlisted: set[int] = field(default_factory=set)  #: connections that may sign
     alone: int = 0  #: the connection that keeps all others from it; 0 = none
@@ -169,6 +170,22 @@ class TwinLedger:
     def _keep(self, keys: Sequence[KeptKey]) -> None:
         known = {(key.chain_id, key.address, key.sealed) for key in self.tables.kept}
         self.tables.kept += [key for key in keys if (key.chain_id, key.address, key.sealed) not in known]
+
+    async def retire_key(self, chain_id: int, address: str) -> None:
+        """See ports.Ledger."""
+        await self.database.ask("retire_key", lambda: self.tables.retired.add((chain_id, address)))
+
+    async def retired_keys(self) -> Collection[tuple[int, str]]:
+        """See ports.Ledger."""
+        return await self.database.ask("retired_keys", lambda: frozenset(self.tables.retired))
+
+    async def destroy_key(self, chain_id: int, address: str) -> None:
+        """See ports.Ledger."""
+        await self.database.ask("destroy_key", lambda: self._destroy(chain_id, address))
+
+    def _destroy(self, chain_id: int, address: str) -> None:
+        gone = {(chain_id, address)} & self.tables.retired
+        self.tables.kept = [key for key in self.tables.kept if (key.chain_id, key.address) not in gone]
 
     async def generation(self) -> int:
         """See ports.Ledger."""

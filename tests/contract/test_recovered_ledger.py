@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.adapters.ledger import PostgresLedger
 from pipeline.adapters.postgres import connection_string
-from pipeline.assignment.kept import KeptKey
+from pipeline.assignment.archive import KeptKey
 from pipeline.assignment.view import GENERATION_SHIFT
 from pipeline.errors import DatabaseUnavailable, LedgerRefused
 from pipeline.ports import LedgerEntry
@@ -162,13 +162,27 @@ async def test_a_recovery_that_lost_its_connection_is_alone_no_more(postgres: Po
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("table", ["kept_keys", "recoveries"])
+@pytest.mark.parametrize("table", ["kept_keys", "recoveries", "retired_keys"])
 async def test_what_a_recovery_needs_stays(postgres: PostgresSettings, table: str) -> None:
     ledger = PostgresLedger(postgres)
     await ledger.keep_keys([KEY])
     await ledger.begin_generation("here")
+    await ledger.retire_key(1, OTHER)
     await ledger.close()
     with psycopg.connect(connection_string(postgres), autocommit=True) as stranger:
         for statement in (f"DELETE FROM {table}", f"TRUNCATE {table}"):
             with pytest.raises(psycopg.errors.RestrictViolation, match="immutable"):
                 stranger.execute(statement)
+
+
+async def test_a_retired_key_is_remembered_and_its_copies_may_go(connect: Connect) -> None:
+    ledger = connect()
+    other = KeptKey(1, OTHER, b"sealed", 0)
+    await ledger.keep_keys([KEY, replace(KEY, sealed=b"anew"), other])
+    await ledger.retire_key(1, SENDER)
+    await ledger.retire_key(1, SENDER)
+    assert set(await connect().retired_keys()) == {(1, SENDER)}
+    assert len(await ledger.kept_keys()) == 2
+    for _ in range(2):
+        await ledger.destroy_key(1, SENDER)
+        assert await ledger.kept_keys() == [other]

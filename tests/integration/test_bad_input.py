@@ -158,10 +158,11 @@ def test_a_lost_kek_is_not_made_anew(oncesign: Oncesign, settings: Settings) -> 
 
 def test_a_keystore_that_does_not_open_imports_nothing(oncesign: Oncesign, settings: Settings, tmp_path: Path) -> None:
     good, bad = tmp_path / "good.json", tmp_path / "bad.json"
-    good.write_text(json.dumps(create_keyfile_json(SECRET, b"right", iterations=1000, kdf="pbkdf2")))
-    bad.write_text('{"a": 1}')
-    for name, password in (("right", "right\n"), ("wrong", "wrong\n")):
-        (tmp_path / name).write_text(password)
+    keystore = json.dumps(create_keyfile_json(SECRET, b"right", iterations=1000, kdf="pbkdf2"))
+    contents = {"good.json": keystore, "bad.json": '{"a": 1}', "right": "right\n", "wrong": "wrong\n"}
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o600)
     right, wrong = ["--password-file", str(tmp_path / "right")], ["--password-file", str(tmp_path / "wrong")]
     for arguments, says in (
         ([str(good), *wrong], f"{good}: wrong password. Nothing was imported."),

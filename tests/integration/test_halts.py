@@ -140,7 +140,7 @@ async def test_a_signer_that_cannot_open_a_key_ends_the_consumer(settings: Setti
     """The batch has a key: it must neither be forgotten nor wait without a word."""
     stock(settings, ROWS)
     async with running(settings, kek) as run:
-        run.signers._signer._kek = Kek(b"\x02" * 32)
+        run.signers._signer._keks = Kek(b"\x02" * 32)
         with pytest.raises(SecretFileError, match="was sealed by KEK"):
             await run.until(ROWS, WAIT_S)
         assert len(await run.manager.list_assignments()) > 0

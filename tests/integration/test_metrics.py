@@ -32,7 +32,7 @@ ROWS: Final = 1_500
 INVALID: Final = 0.1
 KEYS: Final = 8
 SCRAPE_EVERY_S: Final = 1.0
-SEEN_WITHIN_S: Final = 60.0
+SEEN_WITHIN_S: Final = 120.0
 LABELS: Final = re.compile(
     r"(Component|NodeAddress|SessionName|Version|WorkerId|otel_scope_\w+|le)=|(stage|source|state|result)="
 )

@@ -10,6 +10,8 @@ import json
 import logging
 import pickle
 import stat
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,7 @@ from sha3 import keccak_256
 
 from pipeline.assignment.rules import Assigning
 from pipeline.custody.generation import address_of, new_secret
-from pipeline.custody.keystore import open_keystores
+from pipeline.custody.key_file import KeyFiles
 from pipeline.custody.sealing import NONCE_BYTES, SEALED_BYTES, Kek
 from pipeline.custody.unsealed import KeyCache, UnsealedKey
 from pipeline.errors import SecretFileError
@@ -178,7 +180,7 @@ def password(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kdf", ["pbkdf2", "scrypt"])
 def test_a_keystore_is_opened(tmp_path: Path, password: Path, kdf: Literal["pbkdf2", "scrypt"]) -> None:
-    [opened] = open_keystores([keystore(tmp_path / "a.json", kdf=kdf)], password)
+    [opened] = KeyFiles([keystore(tmp_path / "a.json", kdf=kdf)]).keystores(password)
     assert (opened.address, bytes(opened.reveal())) == (ADDRESS, SECRET)
 
 
@@ -197,13 +199,13 @@ def test_a_keystore_is_opened(tmp_path: Path, password: Path, kdf: Literal["pbkd
 def test_one_bad_keystore_stops_all_and_is_named(tmp_path: Path, password: Path, content: bytes, reason: str) -> None:
     files = [keystore(tmp_path / "good.json"), file(tmp_path / "bad.json", content)]
     with pytest.raises(SecretFileError, match=f"bad.json: {reason}. Nothing was imported"):
-        open_keystores(files, password)
+        KeyFiles(files).keystores(password)
 
 
 def test_a_wrong_password_names_the_file_and_not_the_password(tmp_path: Path) -> None:
     wrong = file(tmp_path / "password", b"battery staple")
     with pytest.raises(SecretFileError, match=r"a.json: wrong password") as caught:
-        open_keystores([keystore(tmp_path / "a.json")], wrong)
+        KeyFiles([keystore(tmp_path / "a.json")]).keystores(wrong)
     assert "battery" not in everything_printed(caught.value)
 
 
@@ -211,9 +213,9 @@ def test_a_wrong_password_names_the_file_and_not_the_password(tmp_path: Path) ->
 def test_a_keystore_that_holds_no_key_is_named(tmp_path: Path, password: Path, secret: bytes) -> None:
     path = file(tmp_path / "a.json", json.dumps(sealed_by_hand(secret)).encode())
     with pytest.raises(SecretFileError, match=r"a.json: these bytes are not a secp256k1 private key"):
-        open_keystores([path], password)
+        KeyFiles([path]).keystores(password)
     file(path, json.dumps(sealed_by_hand(SECRET)).encode())
-    assert open_keystores([path], password)[0].address == ADDRESS
+    assert KeyFiles([path]).keystores(password)[0].address == ADDRESS
 
 
 def sealed_by_hand(secret: bytes) -> dict[str, Any]:
@@ -235,14 +237,14 @@ def sealed_by_hand(secret: bytes) -> dict[str, Any]:
 
 def test_the_same_key_in_two_files_is_refused(tmp_path: Path, password: Path) -> None:
     with pytest.raises(SecretFileError, match="same key"):
-        open_keystores([keystore(tmp_path / "a.json"), keystore(tmp_path / "b.json")], password)
+        KeyFiles([keystore(tmp_path / "a.json"), keystore(tmp_path / "b.json")]).keystores(password)
 
 
 def test_files_that_are_not_there_are_named(tmp_path: Path, password: Path) -> None:
     with pytest.raises(SecretFileError, match=r"gone.json"):
-        open_keystores([tmp_path / "gone.json"], password)
+        KeyFiles([tmp_path / "gone.json"]).keystores(password)
     with pytest.raises(SecretFileError, match=r"no-password"):
-        open_keystores([keystore(tmp_path / "a.json")], tmp_path / "no-password")
+        KeyFiles([keystore(tmp_path / "a.json")]).keystores(tmp_path / "no-password")
 
 
 # ── nothing prints ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -388,7 +390,7 @@ def test_what_travels_to_a_signer_prints_no_ciphertext(kek: Kek) -> None:
 
 def test_a_traceback_through_an_import_is_silent(tmp_path: Path, password: Path) -> None:
     with pytest.raises(SecretFileError) as caught:
-        open_keystores([keystore(tmp_path / "a.json"), keystore(tmp_path / "b.json")], password)
+        KeyFiles([keystore(tmp_path / "a.json"), keystore(tmp_path / "b.json")]).keystores(password)
     assert_silent(everything_printed(caught.value), SECRET)
 
 
@@ -424,3 +426,13 @@ def test_a_key_that_is_opened_anew_wipes_the_one_before() -> None:
     cache.put(second)
     assert first.reveal() == bytes(32)
     assert cache.get(ADDRESS) is second
+
+
+def test_whoever_has_read_a_kek_leaves_no_core_dump(tmp_path: Path) -> None:
+    Kek.create(tmp_path / "kek")
+    program = (
+        "import resource, sys; from pathlib import Path; from pipeline.custody.sealing import Kek; "
+        "Kek.load(Path(sys.argv[1])); print(resource.getrlimit(resource.RLIMIT_CORE))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "kek")], capture_output=True, check=True)
+    assert done.stdout.decode().strip() == "(0, 0)"

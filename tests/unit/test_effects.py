@@ -27,6 +27,7 @@ ONLY_REAL = {
     # Reads for operators and for `recover`, which the twins' users do not make.
     "postgres decided",
     "postgres find",
+    "postgres first_nonces",
     "postgres held_back_by",
     # There is one broadcaster in a test.
     "postgres claim",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.assignment.kept import KeptKey
+from pipeline.assignment.archive import KeptKey
 from pipeline.assignment.records import KeyState
 from pipeline.assignment.view import GENERATION_SHIFT
 from pipeline.errors import DatabaseUnavailable, DeploymentHalted, UsageError

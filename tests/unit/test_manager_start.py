@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.assignment.manager import GROUP_MAX
+from pipeline.assignment.key_life import GROUP_MAX
 from pipeline.assignment.records import KeyRecord, KeyState, StreamRecord
 from pipeline.errors import (
     DeploymentHalted,

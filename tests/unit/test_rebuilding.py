@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pipeline.assignment.kept import KeptKey, kept_of
+from pipeline.assignment.archive import KeptKey
+from pipeline.assignment.kept import kept_of
 from pipeline.assignment.rebuilding import Facts, Rebuilt, rebuild
 from pipeline.assignment.records import Assignment, Holder, KeyRecord, KeyState, StreamRecord
 from pipeline.assignment.view import GENERATION_SHIFT, View
