@@ -5,6 +5,7 @@ Each function opens what a stage needs and closes it again, so that an actor is 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -171,7 +172,7 @@ async def sweeper(settings: Settings, worker: Worker, desk: Desk, signers: Signe
 
 async def signer(settings: Settings, worker: str) -> Signer:
     """A signer, its kernel compiled and its key-encryption key read. Lives as long as its process."""
-    keks = KekRing(settings.kek_path)
+    keks = await asyncio.to_thread(KekRing, settings.kek_path)
     kernel = NativeKernel()
     await kernel.warm()
     ledger = PostgresLedger(settings.postgres)

@@ -99,18 +99,19 @@ class KeyManagerActor:
     async def create_keys(self, chain_id: int, count: int) -> list[str]:
         """Make private keys, seal them here, and put them into the pool; their addresses. Raises SecretFileError."""
         manager = await self._started()
-        keks = intake.load_keks(self._settings.kek_path, manager.view())
+        keks = await self._opening_all(manager)
         keys = intake.made(chain_id, count, keks)
         await manager.import_keys(keys)
         return [address for _, address, _, _ in keys]
 
     async def examine_kek(self) -> str:
         """That the key-encryption keys open every key of the pool. Raises SecretFileError."""
-        return intake.opened((await self._started()).view(), KekRing(self._settings.kek_path))
+        manager = await self._started()
+        return intake.opened(manager.view(), await self._keks())
 
     async def keks(self) -> list[str]:
         """Ids of the KEKs that are in its files now, the one that seals first. Raises SecretFileError."""
-        return [known.hex() for known in KekRing(self._settings.kek_path).ids]
+        return [known.hex() for known in (await self._keks()).ids]
 
     async def reseal(self, keys: Sequence[Resealed]) -> None:
         """Put other sealed bytes in the place of those that are there."""
@@ -119,7 +120,7 @@ class KeyManagerActor:
     async def reseal_all(self) -> int:
         """Seal every key under the KEK that seals, and the number of those that were not. Raises SecretFileError."""
         manager = await self._started()
-        keys = intake.resealed(manager.view(), intake.load_keks(self._settings.kek_path, manager.view()))
+        keys = intake.resealed(manager.view(), await self._opening_all(manager))
         await manager.reseal(keys)
         return len(keys)
 
@@ -185,6 +186,15 @@ class KeyManagerActor:
                     self._server = await composition.service(self._settings, self._started)
                 self._manager = await composition.key_manager(self._settings, self._fence_lost)
             return self._manager
+
+    async def _keks(self) -> KekRing:
+        """In a thread: a key store may take longer to answer than our lease lasts."""
+        return await asyncio.to_thread(KekRing, self._settings.kek_path)
+
+    async def _opening_all(self, manager: KeyManager) -> KekRing:
+        keks = await self._keks()
+        intake.require_opening(keks, manager.view())
+        return keks
 
     def _tell(self) -> None:
         """While it leads: what another key manager does is not ours to say."""

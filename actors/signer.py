@@ -41,7 +41,8 @@ class SignerActor:
 
     async def keks(self) -> list[str]:
         """Ids of the KEKs that it can read now, the one that seals first. Raises SecretFileError."""
-        return [known.hex() for known in KekRing(self._settings.kek_path).ids]
+        keks = await asyncio.to_thread(KekRing, self._settings.kek_path)
+        return [known.hex() for known in keks.ids]
 
     async def status(self) -> StageStatus:
         """Start it if need be. Raises SecretFileError, DatabaseUnavailable."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="The pool of keys, from their coming to their end.")
 
 Source = Annotated[str, typer.Option(help="The source whose chain the keys are for; default: the first one.")]
+Store = Annotated[str, typer.Option(help="A key store that keeps the KEK wrapped: aws-kms; default: none.")]
+StoreKey = Annotated[str, typer.Option("--key", help="The key of the store that wraps it, as the store names it.")]
 Addresses = Annotated[list[str], typer.Argument(metavar="ADDRESS...", help="One or more addresses.")]
 TITLES = ("address", "chain_id", "state", "next_nonce", "since", "uses", "holder")
 
@@ -145,12 +147,22 @@ def retire(
     say(f"{_told(addresses)} retired. Next: oncesign keys list")
 
 
+@app.command("make-kek")
+def make_kek(
+    file: Annotated[Path, typer.Argument(help="A file that does not exist yet.")], store: Store = "", key: StoreKey = ""
+) -> None:
+    """Make a key-encryption key, before the pool has any key; later, rotate-kek makes its own."""
+    from jobs import rotation
+
+    say(f"made KEK {rotation.make_kek(file, store, key).id.hex()} in {file}. Next: ONCESIGN_KEK_FILE={file}")
+
+
 @app.command("rotate-kek")
-def rotate_kek(json: Json = False) -> None:
+def rotate_kek(store: Store = "", key: StoreKey = "", json: Json = False) -> None:
     """Seal every key under a new key-encryption key, while signing goes on; the same command again goes on."""
     from jobs.rotation import Rotation
 
-    done = asyncio.run(Rotation(resolve(load_settings())).run())
+    done = asyncio.run(Rotation(resolve(load_settings()), store, key).run())
     if json:
         emit(done)
 
@@ -170,6 +182,29 @@ def check(
     found = asyncio.run(compared(settings, _chain_id(settings, source), SecretStr(rpc)))
     emit_list([dataclasses.asdict(key) for key in found], CHECKED, as_json=json)
     require_agreement(found)
+
+
+@app.command()
+def fill(
+    address: Annotated[str, typer.Argument(help="A key that `keys check` finds a gap before.")],
+    rpc: Annotated[
+        str, typer.Option(metavar="URL", help="An Ethereum node; default: the one in ONCESIGN_BROADCAST__RPC_FILE.")
+    ] = "",
+    fee_cap: Annotated[
+        int | None, typer.Option(min=1, help="Wei per gas; default: twice what the node asks now.")
+    ] = None,
+    source: Source = "",
+    json: Json = False,
+) -> None:
+    """Close nonces that were never given out, by transfers of nothing to the key itself, and see them mined."""
+    from jobs.key_fill import filled
+
+    settings = resolve(load_settings())
+    done = asyncio.run(filled(settings, _chain_id(settings, source), address.lower(), SecretStr(rpc), fee_cap))
+    if json:
+        emit(done)
+    else:
+        say(f"nonces {done['first_nonce']} to {done['first_nonce'] + done['count'] - 1} of {done['address']} are mined")
 
 
 async def create_keys(settings: Settings, count: int, source: str = "") -> list[str]:

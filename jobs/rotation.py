@@ -35,8 +35,10 @@ PASSES_MAX: Final = 5
 class Rotation:
     """One command."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, store: str = "", key: str = "") -> None:
+        """A new KEK is wrapped by `key` of a key store, if one is named."""
         self._settings = settings
+        self._store, self._key = store, key
         self._path = settings.kek_path
 
     async def run(self) -> dict[str, Any]:
@@ -47,7 +49,7 @@ class Rotation:
         before = Kek.load(self._path)
         self._require_room(before)
         if not next_of(self._path).exists():
-            made = Kek.create(next_of(self._path))
+            made = make_kek(next_of(self._path), self._store, self._key)
             say(f"made KEK {made.id.hex()} in {next_of(self._path)}; keep a copy of it")
         keks = KekRing(self._path)
         await self._await_signers(keks.id.hex())
@@ -121,6 +123,13 @@ class Rotation:
         asked = {name: names.find(name, self._settings.deployment).keks.remote() for name in found}
         known = {name: await ask(reference, names.CALL_TIMEOUT_S, name) for name, reference in asked.items()}
         return [name for name, keks in known.items() if kek not in keks]
+
+
+def make_kek(path: Path, store: str, key: str) -> Kek:
+    """A new KEK in a file that must not exist. Raises UsageError, SecretFileError, KeyStoreUnavailable."""
+    if bool(store) != bool(key):
+        raise UsageError("--store and --key belong together.")
+    return Kek.wrapped(path, store, key) if store else Kek.create(path)
 
 
 def _sync(folder: Path) -> None:

@@ -14,6 +14,7 @@
     │   ├── DatabaseUnavailable            Postgres
     │   ├── RayUnavailable                 Ray
     │   ├── NodeUnavailable                an Ethereum node
+    │   ├── KeyStoreUnavailable            what keeps the key-encryption key wrapped
     │   └── DiskFull                       the data directory
     ├── Ambiguous                 exit 1   sent, and no answer: it may have happened
     │   ├── AmbiguousTxn                   an etcd transaction
@@ -29,6 +30,7 @@
         ├── StreamHalted                   one stream; the others go on
         ├── DeploymentHalted               all of it: etcd and the ledger disagree
         ├── LedgerRefused                  the second guard said no
+        ├── FillRefused                    the same, of nonces before a key's first
         ├── SigningRefused                 a signer was asked to sign what it must not
         └── NotLeader                      another key manager holds the deployment
 
@@ -159,6 +161,12 @@ class NodeUnavailable(DependencyDown):
     hint = "Check the URL of --rpc or of the file in ONCESIGN_BROADCAST__RPC_FILE, and whether the node runs."
 
 
+class KeyStoreUnavailable(DependencyDown):
+    """The key store does not answer."""
+
+    dependency = "the key store"
+
+
 class DiskFull(DependencyDown):
     """The data directory has no room."""
 
@@ -242,6 +250,10 @@ class LedgerRefused(Halted):
             f"the signing ledger refused {stream} batch {seq}: {reason}.",
             hint="Nothing was signed. See docs/operations.md, 'A halted stream'.",
         )
+
+
+class FillRefused(Halted):
+    """The ledger refuses to close nonces that were, or could be, given out."""
 
 
 class SigningRefused(Halted):

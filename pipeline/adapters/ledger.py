@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import psycopg
@@ -11,9 +12,10 @@ import psycopg
 from pipeline.adapters.postgres import Database
 from pipeline.assignment.archive import KeptKey
 from pipeline.effects import Effect, effect
-from pipeline.errors import DatabaseUnavailable, LedgerRefused
+from pipeline.errors import DatabaseUnavailable, FillRefused, LedgerRefused
 from pipeline.ports import LedgerEntry
 from pipeline.settings import PostgresSettings
+from pipeline.stages.gap import Fill
 from pipeline.stream import Stream
 
 RECORD: Final = """
@@ -46,6 +48,11 @@ SELECT chain_id, address, sealed, start_nonce
 FROM unnest(%s::bigint[], %s::bytea[], %s::bytea[], %s::numeric[]) AS keys (chain_id, address, sealed, start_nonce)
 ON CONFLICT DO NOTHING
 RETURNING id
+"""
+FILL: Final = """
+SELECT fee_cap, priority_fee FROM oncesign_fill_record_v1(
+    %s::bigint, %s, %s::numeric, %s::integer, %s::numeric, %s::numeric, %s::numeric
+)
 """
 RETIRE: Final = """
 INSERT INTO retired_keys (chain_id, address) VALUES (%s, %s) ON CONFLICT DO NOTHING RETURNING address
@@ -112,6 +119,16 @@ class PostgresLedger:
             rows = [(k.chain_id, _bytes(k.address), k.sealed, k.start_nonce) for k in keys]
             columns = tuple(map(list, zip(*rows, strict=True)))
             await self._fetch(effect("postgres", "keep_keys"), KEEP, columns)
+
+    async def record_fill(self, fill: Fill, next_nonce: int) -> Fill:
+        """See stages.gap.FillLedger."""
+        nonces = fill.first_nonce, fill.count
+        row = fill.chain_id, _bytes(fill.sender), *nonces, fill.fee_cap, fill.priority_fee, next_nonce
+        try:
+            [[fee_cap, priority_fee]] = await self._fetch(effect("postgres", "record_fill"), FILL, row)
+        except psycopg.Error as error:
+            raise FillRefused(_first_line(error)) from error
+        return replace(fill, fee_cap=int(fee_cap), priority_fee=int(priority_fee))
 
     async def retire_key(self, chain_id: int, address: str) -> None:
         """See ports.Ledger."""

@@ -20,6 +20,9 @@ from pipeline.stages.broadcaster import Receipt
 CALLS_MAX: Final = 100
 """In one request; go-ethereum takes 1,000, providers often 100."""
 
+PRIORITY_FEE: Final = 10**9
+"""Wei per gas."""
+
 REASON_MAX: Final = 200
 """Characters of a node's own words."""
 
@@ -69,6 +72,11 @@ class RpcNode:
         calls = [("eth_getTransactionCount", [sender, at]) for sender in senders for at in ("latest", "pending")]
         found = [int(self._result(answer), 16) for answer in await self._call(calls)]
         return list(zip(found[::2], found[1::2], strict=True))
+
+    async def fees(self) -> tuple[int, int]:
+        """A fee cap of twice what is asked now, and a priority fee, in wei per gas."""
+        price = await self._number("eth_gasPrice")
+        return 2 * price, min(PRIORITY_FEE, price)
 
     async def receipts(self, hashes: Sequence[bytes]) -> Sequence[Receipt | None]:
         """See stages.broadcaster.Node."""

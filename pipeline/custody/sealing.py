@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from pipeline.custody.envelope import Envelope, envelope_of, store_of
 from pipeline.custody.private_file import read_private
 from pipeline.custody.unsealed import SECRET_BYTES, UnsealedKey
 from pipeline.errors import SecretFileError
@@ -38,8 +39,14 @@ class Kek:
 
     @classmethod
     def load(cls, path: Path) -> Kek:
-        """From a file of 32 raw bytes or 64 hex digits, readable by its owner only. Raises SecretFileError."""
+        """From a file of 32 raw bytes or 64 hex digits, or an envelope; readable by its owner only.
+
+        Raises SecretFileError, and KeyStoreUnavailable for an envelope.
+        """
         raw = read_private(path, hint="ONCESIGN_KEK_FILE must name the file with the key-encryption key.")
+        envelope = envelope_of(path, raw)
+        if envelope is not None:
+            raw = envelope.open()
         secret, size = _parsed(raw), len(raw)
         del raw  # a traceback may show what this frame holds
         if secret is None:
@@ -50,14 +57,17 @@ class Kek:
     def create(cls, path: Path) -> Kek:
         """Make a new one; the file must not exist. Raises SecretFileError."""
         secret = os.urandom(KEK_BYTES)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secret.hex() + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise SecretFileError(f"{path}: {error.strerror}.") from None
+        _write(path, f"{secret.hex()}\n".encode())
+        return cls(secret)
+
+    @classmethod
+    def wrapped(cls, path: Path, store: str, key: str) -> Kek:
+        """Make a new one under a key of a key store; its envelope is the file, which must not exist.
+
+        Raises SecretFileError, KeyStoreUnavailable.
+        """
+        secret, ciphertext = store_of(store).new(key)
+        _write(path, Envelope(store, key, ciphertext).to_json())
         return cls(secret)
 
     def seal(self, secret: bytes, address: str) -> bytes:
@@ -92,6 +102,17 @@ class Kek:
 def kek_id_of(sealed: bytes) -> bytes:
     """Which KEK sealed it, by its own word."""
     return sealed[1 : 1 + KEK_ID_BYTES]
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise SecretFileError(f"{path}: {error.strerror}.") from None
 
 
 def _parsed(raw: bytes) -> bytes | None:

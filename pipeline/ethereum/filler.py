@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SigningRefused
 from pipeline.ethereum import kernel
-from pipeline.ethereum.batch import COLUMNS, Batch
+from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
 from pipeline.ethereum.kernel import SignedColumns
 from pipeline.ethereum.signed import with_fillers
 from pipeline.ethereum.validity import TX_GAS
+from pipeline.stream import START, Stream
 
 
 def fill(
@@ -28,14 +29,33 @@ def fill(
     fillers = {}
     for k in np.flatnonzero(signed.failed):
         fee = int(batch.columns.max_fee[rows[k]])
-        one = Batch.build(batch.header, _transfer_to_self(batch.header.chain_id, sender, fee))
+        one = Batch.build(batch.header, _transfers(batch.header.chain_id, sender, (fee, fee)))
         fillers[int(k)] = made = kernel.sign(one, np.ones(1, np.bool_), secret, int(signed.nonce[k]))
         if made.failed.any():
             raise SigningRefused(f"nonce {signed.nonce[k]} of {sender} can neither be signed nor filled.")
     return with_fillers(signed, fillers)
 
 
-def _transfer_to_self(chain_id: int, sender: str, fee: int) -> pa.RecordBatch:
+def transfers_to_self(
+    chain_id: int, sender: str, first_nonce: int, count: int, fees: tuple[int, int], secret: bytes | bytearray
+) -> list[tuple[str, bytes]]:
+    """Hash and raw bytes of `count` transfers of nothing, nonces from `first_nonce`; fees are fee cap and priority fee.
+
+    Raises SigningRefused.
+    """
+    header = BatchHeader(Stream("fill", 0), 1, START, START, chain_id, "")
+    signed = kernel.sign(
+        Batch.build(header, _transfers(chain_id, sender, fees, count)), np.ones(count, np.bool_), secret, first_nonce
+    )
+    if signed.failed.any():
+        raise SigningRefused(f"a transfer that closes a nonce of {sender} cannot be signed.")
+    bounds = signed.raw_offsets
+    return [
+        ("0x" + signed.hashes[k].tobytes().hex(), signed.raw[bounds[k] : bounds[k + 1]].tobytes()) for k in range(count)
+    ]
+
+
+def _transfers(chain_id: int, sender: str, fees: tuple[int, int], count: int = 1) -> pa.RecordBatch:
     row = {
         "tx_id": 0,
         "type": 2,
@@ -43,10 +63,10 @@ def _transfer_to_self(chain_id: int, sender: str, fee: int) -> pa.RecordBatch:
         "to": bytes.fromhex(sender.removeprefix("0x")),
         "value": bytes(32),
         "gas_limit": TX_GAS,
-        "max_fee_per_gas": fee,
-        "max_priority_fee_per_gas": fee,
+        "max_fee_per_gas": fees[0],
+        "max_priority_fee_per_gas": fees[1],
         "data": b"",
         "access_list": None,
         "defect": 0,
     }
-    return pa.RecordBatch.from_pylist([row], schema=COLUMNS)
+    return pa.RecordBatch.from_pylist([row] * count, schema=COLUMNS)

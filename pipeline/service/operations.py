@@ -142,7 +142,7 @@ class Operations:
         """Read when it is needed, so that a key manager without it still lends."""
         view = (await self._leading()).view()
         try:
-            return intake.load_keks(self._settings.kek_path, view)
+            return await asyncio.to_thread(intake.load_keks, self._settings.kek_path, view)
         except SecretFileError as error:
             raise Problem(Code.KEK_UNUSABLE, error.message, error.hint) from None
 

@@ -31,14 +31,16 @@ def made(chain_id: int, count: int, sealer: Sealer) -> list[tuple[int, str, byte
 
 
 def load_keks(path: Path, view: View) -> KekRing:
-    """The KEKs of a file, which open every key that may be lent: no nonce is given to a key that cannot sign.
-
-    Raises SecretFileError.
-    """
+    """The KEKs of a file, which open every key that may be lent. Raises SecretFileError, KeyStoreUnavailable."""
     keks = KekRing(path)
+    require_opening(keks, view)
+    return keks
+
+
+def require_opening(keks: KekRing, view: View) -> None:
+    """They open every key that may be lent: no nonce is given to a key that cannot sign. Raises SecretFileError."""
     for address in sorted(_lent(view)):
         keks.unseal(view.sealed.get(address, b""), address).wipe()
-    return keks
 
 
 def resealed(view: View, keks: KekRing) -> list[Resealed]:

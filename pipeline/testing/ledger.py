@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.assignment.archive import KeptKey
 from pipeline.assignment.view import GENERATION_SHIFT
-from pipeline.errors import DatabaseUnavailable, LedgerRefused
+from pipeline.errors import DatabaseUnavailable, FillRefused, LedgerRefused
 from pipeline.ports import LedgerEntry
+from pipeline.stages.gap import Fill
 from pipeline.stream import Stream
 from pipeline.testing.database import Database
 
@@ -21,6 +22,7 @@ class Tables:
     next_nonces: dict[tuple[int, str], int] = field(default_factory=dict)
     kept: list[KeptKey] = field(default_factory=list)
     retired: set[tuple[int, str]] = field(default_factory=set)
+    fills: list[Fill] = field(default_factory=list)
     open: set[int] = field(default_factory=set)  #: connections
     enlisted: set[int] = field(default_factory=set)  #: connections that may sign
     alone: int = 0  #: the connection that keeps all others from it; 0 = none
@@ -170,6 +172,27 @@ class TwinLedger:
     def _keep(self, keys: Sequence[KeptKey]) -> None:
         known = {(key.chain_id, key.address, key.sealed) for key in self.tables.kept}
         self.tables.kept += [key for key in keys if (key.chain_id, key.address, key.sealed) not in known]
+
+    async def record_fill(self, fill: Fill, next_nonce: int) -> Fill:
+        """See stages.gap.FillLedger."""
+        me = self._connection
+        return await self.database.ask("record_fill", lambda: self._record_fill(me, fill, next_nonce))
+
+    def _record_fill(self, me: int, fill: Fill, next_nonce: int) -> Fill:
+        self._enlist(me)
+        key = fill.chain_id, fill.sender
+        given = [row.first_nonce for row in self.rows.values() if (row.chain_id, row.sender) == key and row.count]
+        fills = [kept for kept in self.tables.fills if (kept.chain_id, kept.sender) == key]
+        for kept in fills:
+            if (kept.first_nonce, kept.count) == (fill.first_nonce, fill.count):
+                return kept
+        if fill.end > (lowest := min(given, default=next_nonce)):
+            raise FillRefused(f"the pool gives out nonces of the sender from {lowest} on")
+        if any(kept.first_nonce < fill.end and fill.first_nonce < kept.end for kept in fills):
+            raise FillRefused("some of the nonces are filled already")
+        self.next_nonces.setdefault(key, next_nonce)
+        self.tables.fills.append(fill)
+        return fill
 
     async def retire_key(self, chain_id: int, address: str) -> None:
         """See ports.Ledger."""

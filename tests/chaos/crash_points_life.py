@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import faulthandler
+import hashlib
 import json
 import logging
 import os
@@ -56,7 +57,7 @@ WAVE_ROWS: Final = 16
 WAVE_EVERY_S: Final = 0.25
 INVALID_SHARE: Final = 0.1
 BATCH_ROWS_MAX: Final = 5
-SECRETS: Final = tuple(bytes([n]) * 32 for n in range(1, 4))
+KEYS: Final = 3
 SLOTS: Final = 4
 LOOK_S: Final = 0.1
 LEASE_TTL_S: Final = 4
@@ -247,7 +248,10 @@ class Life:
         if not await manager.list_keys():
             kek = Kek.load(self.settings.kek_path)
             chain_id = self.settings.sources[0].chain_id
-            sealed = [(address_of(secret), kek.seal(secret, address_of(secret))) for secret in SECRETS]
+            # Their own: a key of an etcd belongs to one deployment.
+            names = [f"{self.settings.deployment} {n}".encode() for n in range(KEYS)]
+            secrets = [hashlib.sha256(name).digest() for name in names]
+            sealed = [(address_of(secret), kek.seal(secret, address_of(secret))) for secret in secrets]
             await desk.import_keys([(chain_id, address, key, 0) for address, key in sealed])
         async with composition.topics(self.settings) as admin:
             await composition.prepare(self.settings, desk, admin)

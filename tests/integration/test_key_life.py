@@ -189,6 +189,32 @@ def test_nonces_are_those_of_the_chain(oncesign: Oncesign, tmp_path: Path) -> No
         assert f"{used.address.lower()} was used elsewhere" in elsewhere.error
 
 
+def test_a_gap_is_closed(oncesign: Oncesign, settings: Settings, tmp_path: Path) -> None:
+    chain = {"ONCESIGN_SOURCES": json.dumps([{"name": "payouts", "chain_id": CHAIN_ID}])}
+    key = Account.from_key(secret())
+    address, hex_ = key.address.lower(), private(tmp_path / "hex", key.key.hex())
+    with anvil(tmp_path, [address]) as node:
+        assert oncesign("keys", "import", hex_, "--format", "hex", "--nonce", "5", env=chain).code == 0
+        gap = oncesign("keys", "check", "--rpc", node.url, env=chain)
+        assert (gap.code, f"{address} has a gap before its first nonce" in gap.error) == (1, True)
+        in_use = oncesign("keys", "fill", address, "--rpc", node.url, env=chain)
+        assert (in_use.code, in_use.error) == (2, f"{address} is free. Run: oncesign keys drain {address}")
+        assert oncesign("keys", "drain", address, env=chain).code == 0
+        done = oncesign("keys", "fill", address, "--rpc", node.url, "--json", env=chain)
+        assert done.code == 0, done.err
+        hashes = json.loads(done.out)["hashes"]
+        mined = node.calls("eth_getTransactionByHash", [[each] for each in hashes])
+        assert [(int(tx["nonce"], 16), tx["from"], tx["to"], int(tx["value"], 16)) for tx in mined] == [
+            (nonce, address, address, 0) for nonce in range(5)
+        ]
+        again = oncesign("keys", "fill", address, "--rpc", node.url, env=chain)
+        assert (again.code, "there is no gap before nonce 5" in again.error) == (1, True)
+        assert oncesign("keys", "check", "--rpc", node.url, env=chain).code == 0
+    with psycopg.connect(connection_string(settings.postgres)) as connection:
+        watermarks = connection.execute("SELECT next_nonce FROM key_watermarks").fetchall()
+    assert watermarks == [(5,)]
+
+
 def until(holds: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + 20
     while not holds():
