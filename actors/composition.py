@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from pydantic import SecretStr
@@ -24,6 +25,7 @@ from pipeline.adapters.kafka import Topics
 from pipeline.adapters.ledger import PostgresLedger
 from pipeline.adapters.node import RpcNode
 from pipeline.adapters.outcomes import PostgresOutcomes
+from pipeline.adapters.policies import PostgresPolicies, policy_text
 from pipeline.adapters.postgres_source import PostgresSource, driver
 from pipeline.adapters.round_writer import KafkaRoundWriter
 from pipeline.adapters.secret_file import secret_of
@@ -33,6 +35,7 @@ from pipeline.assignment.manager import KeyManager
 from pipeline.clock import SystemClock
 from pipeline.custody.kek_ring import KekRing
 from pipeline.errors import SecretFileError, SettingError
+from pipeline.ethereum.policy import Policy
 from pipeline.ports import Assigner, Signers
 from pipeline.service.desk import Leading
 from pipeline.service.server import Server
@@ -125,13 +128,27 @@ async def readers(
     paced = settings.reader.model_copy(update={"linger_s": settings.reader.linger_s * len(shards)})
     async with AsyncExitStack() as stack:
         table = await _source(stack, settings, source)
+        policy = await current_policy(settings, source)
         made = []
         for shard in shards:
             stream = Stream(source.name, shard)
             writer = KafkaStreamWriter(settings.kafka, settings.deployment, stream, source.shards)
             stack.push_async_callback(writer.close)
-            made.append(BatchReader(stream, source.chain_id, table, writer, streams, CLOCK, paced, telemetry=telemetry))
+            reader = partial(BatchReader, stream, source.chain_id, table, writer, streams, CLOCK, paced)
+            made.append(reader(policy=policy, telemetry=telemetry))
         yield made
+
+
+async def current_policy(settings: Settings, source: SourceSettings) -> Policy | None:
+    """The version that this source's batches are judged by from here on. Raises InputFileError, DatabaseUnavailable."""
+    if source.policy_file is None:
+        return None
+    text = policy_text(source.policy_file)
+    policies = PostgresPolicies(settings.postgres)
+    try:
+        return await policies.version(source.name, text)
+    finally:
+        await policies.close()
 
 
 @asynccontextmanager
@@ -166,7 +183,9 @@ async def sweeper(settings: Settings, worker: Worker, desk: Desk, signers: Signe
         stack.push_async_callback(writer.close)
         tables = {source.name: await _source(stack, settings, source) for source in settings.sources}
         batch_topics = {source.name: names.batches(source.name) for source in settings.sources}
-        ports = SweeperPorts(desk, signers, _log(stack, settings), writer, tables, batch_topics, CLOCK)
+        policies = PostgresPolicies(settings.postgres)
+        stack.push_async_callback(policies.close)
+        ports = SweeperPorts(desk, signers, _log(stack, settings), writer, tables, policies, batch_topics, CLOCK)
         yield Sweeper(worker, ports, outlets(settings))
 
 
@@ -237,7 +256,9 @@ async def verifier(settings: Settings, telemetry: Telemetry = SILENT) -> AsyncIt
         stack.push_async_callback(ledger.close)
         outcomes = PostgresOutcomes(settings.postgres)
         stack.push_async_callback(outcomes.close)
-        ports = VerifierPorts(_log(stack, settings), tables, ledger, outcomes, CLOCK, telemetry)
+        policies = PostgresPolicies(settings.postgres)
+        stack.push_async_callback(policies.close)
+        ports = VerifierPorts(_log(stack, settings), tables, ledger, outcomes, policies, CLOCK, telemetry)
         yield Verifier(ports, settings.sources, (names.signed, names.rejected))
 
 

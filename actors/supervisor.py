@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import ray
@@ -34,7 +35,7 @@ from pipeline.stages import figures
 from pipeline.stages.backoff import Backoff
 from pipeline.stages.consumer import Worker
 from pipeline.stages.lag import Lag
-from pipeline.stages.loops import cancel, wait
+from pipeline.stages.loops import again, cancel, together, wait
 from pipeline.stages.sweeper import SweepCount
 from pipeline.stream import Stream
 from pipeline.telemetry import ACTORS, RESTARTS, STREAMS_HALTED, Growth
@@ -42,6 +43,9 @@ from pipeline.telemetry import ACTORS, RESTARTS, STREAMS_HALTED, Growth
 journal = Journal(__name__, "supervisor")
 
 SUPERVISE_EVERY_S: Final = 1.0
+AGAIN_S: Final = 10.0
+"""Before a pipeline without a job looks once more for a server that was away for too long."""
+
 PREPARE_TIMEOUT_S: Final = 60.0
 NAME: Final = "supervisor"
 CLAIM_S: Final = 15.0
@@ -104,16 +108,27 @@ class SupervisorActor:
         composition.start_logging()
 
         async def run(stop: asyncio.Event) -> None:
-            async with composition.topics(self._settings) as self._topics:
-                await self._prepare(stop)
-                self._find_signers()
-                self._members = members(self._settings, self._crew)
-                self._ready = True
-                await asyncio.gather(
-                    self._supervise(stop), self._sweep(stop), self._scale(stop), self._tell(stop), self._publish(stop)
-                )
+            await again(partial(self._run, stop), stop, AGAIN_S, self._goes_on)
 
         self._host.start(run)
+
+    async def _run(self, stop: asyncio.Event) -> None:
+        async with composition.topics(self._settings) as self._topics:
+            await self._prepare(stop)
+            self._find_signers()
+            self._members = members(self._settings, self._crew)
+            self._ready = True
+            await together(
+                self._supervise(stop), self._sweep(stop), self._scale(stop), self._tell(stop), self._publish(stop)
+            )
+
+    def _goes_on(self, error: OncesignError) -> bool:
+        """Of a pipeline that nobody follows: a job that does ends with the error instead."""
+        followed = time.monotonic() - self._followed_s < CLAIM_S
+        goes_on = self._settings.pool.placed and not followed and isinstance(error, DependencyDown | RuntimeFault)
+        if goes_on:
+            journal.failed("starts over", error=error)
+        return goes_on
 
     async def status(self, *, look: bool) -> PipelineStatus:
         """Whether it is drained is looked at only if told to: that asks Postgres, Kafka and etcd. Never raises."""

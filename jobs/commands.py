@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from jobs import bench, broadcast, checks, config, export, keys, recovery, rows, servers, signing, simulate, tail, top
+from jobs import (
+    bench,
+    broadcast,
+    checks,
+    config,
+    export,
+    keys,
+    policy,
+    recovery,
+    rows,
+    servers,
+    signing,
+    simulate,
+    tail,
+    top,
+)
 from jobs.chaos.command import chaos
 
 app = typer.Typer(
@@ -33,4 +48,5 @@ app.command()(simulate.simulate)
 app.command()(chaos)
 app.command()(config.config)
 app.add_typer(keys.app, name="keys")
+app.add_typer(policy.app, name="policy")
 app.add_typer(bench.app, name="bench")

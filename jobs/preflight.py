@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 async def before_signing(settings: Settings) -> None:
     """Kafka, Postgres and etcd serve and agree, nothing in use is gone, and every chain has a key that the KEK opens.
 
-    Raises UsageError, SecretFileError, SettingError, DeploymentHalted, DependencyDown.
+    Raises UsageError, SecretFileError, InputFileError, SettingError, DeploymentHalted, DependencyDown.
     """
     from actors import composition
     from jobs.desk import etcd_client
+    from pipeline.adapters.policies import policy_text
     from pipeline.assignment import startup
     from pipeline.assignment.paths import Paths
     from pipeline.stages import intake
@@ -31,6 +32,9 @@ async def before_signing(settings: Settings) -> None:
     if leader is None:  # what a leader writes meanwhile would look like a contradiction
         await _require_agreement(settings, view, known=genesis is not None)
     require_keys(settings, view)
+    for source in settings.sources:
+        if source.policy_file is not None:
+            policy_text(source.policy_file)
     intake.load_keks(settings.kek_path, view)
     used = frozenset(stream.source for stream, held in view.streams.items() if held.record.seq > 0)
     async with composition.topics(settings) as topics:

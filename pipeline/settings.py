@@ -98,6 +98,7 @@ class SourceSettings(Section):
     table: str = "transactions"
     chain_id: int = Field(1, ge=1, le=2**63 - 37, description="v must fit 64 bits (EIP-2294)")
     shards: int = Field(8, ge=1, le=64, description="fixed when the source is made: shard = id % shards")
+    policy_file: Path | None = Field(None, description="TOML: which rows may be signed; see docs/custody.md")
 
     @model_validator(mode="after")
     def _name_fits_everywhere(self) -> Self:

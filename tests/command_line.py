@@ -56,7 +56,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str
 
 def environment(settings: Settings) -> dict[str, str]:
     """The variables that make a command use the servers, deployment and topics of a test."""
-    sources: list[Any] = [source.model_dump() for source in settings.sources]
+    sources: list[Any] = [source.model_dump(mode="json") for source in settings.sources]
     return {
         "ONCESIGN_DEPLOYMENT": settings.deployment,
         "ONCESIGN_DATA_DIR": str(settings.data_dir),

@@ -27,12 +27,7 @@ KEPT = ("ONCESIGN_CACHE_DIR",)
 PROCESSOR = ("tests/manifests/", "tests/simulation/", "tests/unit/", "tests/vectors/")
 """Folders of tests that need nothing but a processor."""
 
-ASIDE = (
-    "notebooks/",
-    "tests/contract/",
-    "tests/integration/test_readme.py",
-    "tests/integration/test_secrets_at_rest.py",
-)
+ASIDE = ("notebooks/", "tests/contract/", "tests/integration/test_readme.py")
 """Others that run in the process of those, before them, so that both sides take as long."""
 
 LOWEST = 19

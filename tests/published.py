@@ -19,6 +19,7 @@ from pipeline.ethereum.signed import SignedHeader, SignedRecord
 from pipeline.ethereum.validity import judge
 from pipeline.ports import Clock, LedgerEntry
 from pipeline.settings import SourceSettings
+from pipeline.stages.policies import Policies
 from pipeline.stages.signer import rejections
 from pipeline.stages.verifier import Outcomes, Verifier, VerifierPorts
 from pipeline.stages.violation import Violation, ViolationKind
@@ -29,6 +30,7 @@ from pipeline.testing.broker import Broker
 from pipeline.testing.ledger import TwinLedger
 from pipeline.testing.network import InstantNetwork
 from pipeline.testing.outcomes import TwinOutcomes
+from pipeline.testing.policies import TwinPolicies
 from pipeline.testing.source import TwinSource
 
 SIGNED: Final = "tx.signed"
@@ -124,11 +126,17 @@ def tables(publisher: Publisher) -> TwinOutcomes:
     return TwinOutcomes({SOURCE.name: publisher.source}, publisher.ledger)
 
 
-def verifier(publisher: Publisher, outcomes: Outcomes | None = None, clock: Clock | None = None) -> Verifier:
+def verifier(
+    publisher: Publisher,
+    outcomes: Outcomes | None = None,
+    clock: Clock | None = None,
+    policies: Policies | None = None,
+) -> Verifier:
     """Over a publisher's twins."""
     kept = outcomes or tables(publisher)
     sources = {SOURCE.name: publisher.source}
-    ports = VerifierPorts(TwinBatchLog(publisher.broker), sources, publisher.ledger, kept, clock or SystemClock())
+    log = TwinBatchLog(publisher.broker)
+    ports = VerifierPorts(log, sources, publisher.ledger, kept, policies or TwinPolicies(), clock or SystemClock())
     return Verifier(ports, [SOURCE], (SIGNED, REJECTED))
 
 

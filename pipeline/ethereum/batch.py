@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import MalformedBatch
@@ -19,6 +20,8 @@ from pipeline.ethereum.reasons import Reason
 from pipeline.stream import START, Cursor, Stream
 
 CODEC: Final = 1
+POLICY_CODEC: Final = 2
+"""Of a batch that a policy was applied to: its header has the policy's version, in the metadata and in the digest."""
 
 CHAIN_ID_MAX: Final = 2**63 - 37
 """So that v = 35 + 2 · chain id + 1 fits 64 bits everywhere (EIP-2294)."""
@@ -47,6 +50,7 @@ _FIELDS: Final[list[pa.Field[Any]]] = [
 ]
 
 COLUMNS: Final = pa.schema(_FIELDS)
+DEFECTS: Final = frozenset(int(reason) for reason in Reason if reason.is_of_row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +63,17 @@ class BatchHeader:
     cursor: Cursor
     chain_id: int
     system_id: str
+    policy: int = 0  #: version of the policy that denied rows of it, 0 = there was none
+
+    @property
+    def codec(self) -> int:
+        """Of its record."""
+        return POLICY_CODEC if self.policy else CODEC
 
     def lines(self) -> list[str]:
         """As the digest sees it."""
-        fields = (CODEC, self.stream, self.seq, self.prev, self.cursor, self.chain_id, self.system_id)
-        return [str(field) for field in fields]
+        fields = (self.codec, self.stream, self.seq, self.prev, self.cursor, self.chain_id, self.system_id)
+        return [str(field) for field in (*fields, *((self.policy,) if self.policy else ()))]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,8 +102,8 @@ class Batch:
         if _has_stray_null(rows):
             raise MalformedBatch(f"{name} has a null where none may be.")
         columns = Columns.of(rows)
-        if int(columns.defect.max()) >= Reason.SIGNING_FAILED:
-            raise MalformedBatch(f"{name} has a row with the unknown defect {columns.defect.max()}.")
+        if unknown := set(np.unique(columns.defect).tolist()) - DEFECTS:
+            raise MalformedBatch(f"{name} has a row with the unknown defect {min(unknown)}.")
         return cls(header, rows, columns, digest(header.lines(), columns))
 
     def encode(self) -> bytes:
@@ -102,7 +112,7 @@ class Batch:
         return write_ipc(
             self.rows,
             {
-                "codec": str(CODEC),
+                "codec": str(header.codec),
                 "source": header.stream.source,
                 "shard": str(header.stream.shard),
                 "seq": str(header.seq),
@@ -111,7 +121,8 @@ class Batch:
                 "chain_id": str(header.chain_id),
                 "digest": self.digest,
                 "system_id": header.system_id,
-            },
+            }
+            | ({"policy": str(header.policy)} if header.policy else {}),
         )
 
     @classmethod
@@ -132,8 +143,12 @@ def header_of(value: bytes) -> BatchHeader:
 
 def _header(fields: dict[str, str]) -> BatchHeader:
     try:
-        if int(fields["codec"]) != CODEC:
-            raise MalformedBatch(f"the batch has codec {fields['codec']}; this version reads {CODEC}.")
+        codec = int(fields["codec"])
+        if codec not in (CODEC, POLICY_CODEC):
+            raise MalformedBatch(f"the batch has codec {codec}; this version reads {CODEC} and {POLICY_CODEC}.")
+        policy = int(fields["policy"]) if codec == POLICY_CODEC else 0
+        if policy < (codec == POLICY_CODEC):
+            raise MalformedBatch(f"the batch says that policy {policy} was applied to it.")
         return BatchHeader(
             Stream(fields["source"], int(fields["shard"])),
             int(fields["seq"]),
@@ -141,6 +156,7 @@ def _header(fields: dict[str, str]) -> BatchHeader:
             Cursor.parse(fields["cursor"]),
             int(fields["chain_id"]),
             fields["system_id"],
+            policy,
         )
     except (KeyError, ValueError) as error:
         raise MalformedBatch(f"the batch's metadata lacks or garbles {error}.") from error

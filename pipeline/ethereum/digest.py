@@ -2,7 +2,8 @@
 
 Not over Arrow IPC bytes, which differ between Arrow versions for equal content. The encoding, in this order:
 
-    "oncesign-batch" NUL, then as UTF-8 lines ended by LF: codec, stream, seq, prev, cursor, chain_id, system_id, rows
+    "oncesign-batch" NUL, then as UTF-8 lines ended by LF: codec, stream, seq, prev, cursor, chain_id, system_id,
+    (in codec 2) the version of the policy, rows
     then for each array below: its name as UTF-8, NUL, its length in bytes as 8 bytes little-endian, its bytes
 
     tx_id int64 · type uint8 · chain_id uint64 · to 20 bytes · to_valid uint8 · value 32 bytes · gas_limit uint64

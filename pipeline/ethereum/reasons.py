@@ -25,6 +25,17 @@ class Reason(IntEnum):
     CREATE_WITHOUT_INIT_CODE = 14
     COST_OUT_OF_RANGE = 15
     SIGNING_FAILED = 16
+    POLICY_RECIPIENT = 17
+    POLICY_CREATION = 18
+    POLICY_VALUE = 19
+    POLICY_FEE_CAP = 20
+    POLICY_GAS_LIMIT = 21
+    POLICY_SELECTOR = 22
+
+    @property
+    def is_of_row(self) -> bool:
+        """Whether a batch may carry it: not what only signing finds out."""
+        return self is not Reason.SIGNING_FAILED
 
     @property
     def code(self) -> str:

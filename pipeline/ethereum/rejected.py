@@ -27,6 +27,7 @@ class Rejection:
     detail: str
     rules_version: int
     rejected_at: int
+    policy: int = 0  #: version of the policy that was applied to its batch, 0 = there was none
 
     def to_json(self) -> bytes:
         """The value of its record."""

@@ -38,6 +38,7 @@ class SignedHeader:
     digest: str
     fence: int
     worker: str
+    policy: int = 0  #: version of the policy that was applied to its batch, 0 = there was none
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +78,8 @@ class SignedRecord:
                 "digest": header.digest,
                 "fence": str(header.fence),
                 "worker": header.worker,
-            },
+            }
+            | ({"policy": str(header.policy)} if header.policy else {}),
         )
 
     @classmethod
@@ -113,6 +115,7 @@ def _header(fields: dict[str, str]) -> SignedHeader:
             digest=fields["digest"],
             fence=int(fields["fence"]),
             worker=fields["worker"],
+            policy=int(fields.get("policy", 0)),
         )
     except (KeyError, ValueError) as error:
         raise MalformedBatch(f"the signed record's metadata lacks or garbles {error}.") from error

@@ -73,6 +73,7 @@ def explain(batch: Batch, row: int, reason: Reason) -> str:
     """What is wrong with a row, with its numbers, for a person."""
     c = batch.columns
     size = int(c.data_offsets[row + 1] - c.data_offsets[row])
+    policy = batch.header.policy
     details = {
         Reason.CHAIN_ID_MISMATCH: f"chain id {c.chain_id[row]}, but the source is for chain {batch.header.chain_id}",
         Reason.UNKNOWN_TYPE: f"type {c.type[row]}; known are 0 legacy, 1 access list, 2 fee market",
@@ -88,6 +89,12 @@ def explain(batch: Batch, row: int, reason: Reason) -> str:
         Reason.ACCESS_LIST_NOT_ALLOWED: "a legacy transaction has no access list",
         Reason.CREATE_WITHOUT_INIT_CODE: "neither a recipient nor init code",
         Reason.COST_OUT_OF_RANGE: "gas limit x fee + value is 2^256 wei or more",
+        Reason.POLICY_RECIPIENT: f"policy {policy} does not list the recipient",
+        Reason.POLICY_CREATION: f"policy {policy} allows no contract creation",
+        Reason.POLICY_VALUE: f"the value is above what policy {policy} allows",
+        Reason.POLICY_FEE_CAP: f"fee cap {c.max_fee[row]} is above what policy {policy} allows",
+        Reason.POLICY_GAS_LIMIT: f"gas limit {c.gas_limit[row]} is above what policy {policy} allows",
+        Reason.POLICY_SELECTOR: f"policy {policy} does not list the first four bytes of the data",
         Reason.SIGNING_FAILED: "libsecp256k1 gave no signature; a transfer of 0 to the sender filled the nonce",
     }
     if reason is Reason.INTRINSIC_GAS_ABOVE_GAS_LIMIT:

@@ -14,6 +14,7 @@ from pipeline.assignment.records import Assignment
 from pipeline.errors import MalformedBatch
 from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
 from pipeline.ethereum.decoding import AccessList, SignedTx, decode
+from pipeline.ethereum.policy import Policy
 from pipeline.ethereum.reasons import Reason
 from pipeline.ethereum.rejected import Rejection
 from pipeline.ethereum.signed import SignedHeader, SignedRecord
@@ -41,7 +42,15 @@ class SourceRow:
     priority: int | None
     data: bytes
     access_list: AccessList
-    verdict: Reason
+    defect: Reason
+    verdict: Reason  #: by the rules alone
+
+    def under(self, policy: Policy | None) -> Reason:
+        """What becomes of it in a batch to which a policy was applied: a defect counts first, then the policy."""
+        if self.defect is not Reason.SIGNABLE or policy is None:
+            return self.verdict
+        denied = policy.verdict(self.to, self.value, self.max_fee, self.gas_limit, self.data)
+        return self.verdict if denied is Reason.SIGNABLE else denied
 
 
 @dataclass(slots=True)
@@ -80,6 +89,7 @@ def source_rows(table: pa.Table, source: str, chain_id: int) -> dict[int, Source
             priority=row["max_priority_fee_per_gas"],
             data=row["data"],
             access_list=tuple((e["address"], tuple(e["storage_keys"])) for e in row["access_list"] or ()),
+            defect=Reason(row["defect"]),
             verdict=Reason(int(verdict)),
         )
         for row, xid, verdict in zip(rows.to_pylist(), xids, verdicts, strict=True)
@@ -87,9 +97,13 @@ def source_rows(table: pa.Table, source: str, chain_id: int) -> dict[int, Source
 
 
 def inspect_record(
-    record: SignedRecord, place: Place, rows: Mapping[int, SourceRow], ledger: LedgerEntry | None
+    record: SignedRecord,
+    place: Place,
+    rows: Mapping[int, SourceRow],
+    ledger: LedgerEntry | None,
+    policy: Policy | None = None,
 ) -> Finding:
-    """One signed record, whose header is sound, against its source rows and its ledger row."""
+    """One signed record, whose header is sound, against its source rows, its policy and its ledger row."""
     header = record.header
     finding = Finding()
     if ledger is None or promised(ledger) != _kept(header):
@@ -99,7 +113,7 @@ def inspect_record(
     columns: list[list[Any]] = [record.rows.column(name).to_pylist() for name in ("tx_id", "nonce", "hash", "raw")]
     for index, (tx_id, nonce, tx_hash, raw) in enumerate(zip(*columns, strict=True)):
         fillers += tx_id is None
-        wrong = _wrong(header, index, tx_id, (nonce, tx_hash, raw), rows)
+        wrong = _wrong(header, index, tx_id, (nonce, tx_hash, raw), rows, policy)
         if wrong is not None:
             finding.violations.append(wrong)
         if tx_id is not None:
@@ -130,16 +144,20 @@ def unsound(said: SignedHeader | Rejection) -> str:
     return ""
 
 
-def inspect_rejection(rejection: Rejection, place: Place, rows: Mapping[int, SourceRow]) -> Finding:
-    """One rejected row, whose rejection is sound, against what the rules say of it."""
+def inspect_rejection(
+    rejection: Rejection, place: Place, rows: Mapping[int, SourceRow], policy: Policy | None = None
+) -> Finding:
+    """One rejected row, whose rejection is sound, against what the rules and the policy say of it."""
     stream = Stream(rejection.source, rejection.shard)
     row = rows.get(rejection.tx_id)
     finding = Finding()
     if row is None:
         detail = "a row was rejected that the source does not have"
         finding.violations.append(Violation(ViolationKind.UNKNOWN_ROW, detail, stream, rejection.seq, rejection.tx_id))
-    elif rejection.reason != (Reason.SIGNING_FAILED if row.verdict is Reason.SIGNABLE else row.verdict).code:
-        detail = f"rejected as {rejection.reason}, the rules say {row.verdict.code}"
+    elif rejection.reason != (verdict := row.under(policy)).code and (
+        verdict is not Reason.SIGNABLE or rejection.reason != Reason.SIGNING_FAILED.code
+    ):
+        detail = f"rejected as {rejection.reason}, the rules say {verdict.code}"
         finding.violations.append(
             Violation(ViolationKind.WRONG_VERDICT, detail, stream, rejection.seq, rejection.tx_id)
         )
@@ -165,6 +183,7 @@ def _wrong(
     tx_id: int | None,
     signed: tuple[int, bytes, bytes],
     rows: Mapping[int, SourceRow],
+    policy: Policy | None,
 ) -> Violation | None:
     """The first thing that is wrong with one signed row."""
     nonce, tx_hash, raw = signed
@@ -179,7 +198,7 @@ def _wrong(
         return _violation(header, ViolationKind.WRONG_NONCE, detail, tx_id)
     if tx.hash != tx_hash:
         return _violation(header, ViolationKind.WRONG_HASH, "the hash is not the transaction's", tx_id)
-    return _wrong_filler(header, tx) if tx_id is None else _wrong_content(header, tx_id, tx, rows.get(tx_id))
+    return _wrong_filler(header, tx) if tx_id is None else _wrong_content(header, tx_id, tx, rows.get(tx_id), policy)
 
 
 def _out_of_order(header: SignedHeader, tx_ids: Sequence[int | None], rows: Mapping[int, SourceRow]) -> list[Violation]:
@@ -191,11 +210,13 @@ def _out_of_order(header: SignedHeader, tx_ids: Sequence[int | None], rows: Mapp
     ]
 
 
-def _wrong_content(header: SignedHeader, tx_id: int, tx: SignedTx, row: SourceRow | None) -> Violation | None:
+def _wrong_content(
+    header: SignedHeader, tx_id: int, tx: SignedTx, row: SourceRow | None, policy: Policy | None
+) -> Violation | None:
     if row is None:
         return _violation(header, ViolationKind.UNKNOWN_ROW, "signed, but the source has no such row", tx_id)
-    if row.verdict is not Reason.SIGNABLE:
-        detail = f"signed, although the rules say {row.verdict.code}"
+    if (verdict := row.under(policy)) is not Reason.SIGNABLE:
+        detail = f"signed, although the rules say {verdict.code}"
         return _violation(header, ViolationKind.WRONG_VERDICT, detail, tx_id)
     compared = {
         "type": (tx.type, row.type),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
+
+from pipeline.errors import OncesignError
 
 
 async def first_end(loops: Iterable[asyncio.Task[None]], stop: asyncio.Event) -> None:
@@ -17,6 +19,30 @@ async def first_end(loops: Iterable[asyncio.Task[None]], stop: asyncio.Event) ->
             task.result()
     finally:
         await cancel([stopping])
+
+
+async def together(*loops: Coroutine[Any, Any, None]) -> None:
+    """Until all have ended, or one failed; then the others are cancelled, and its error is raised."""
+    tasks = [asyncio.ensure_future(loop) for loop in loops]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        await cancel(tasks)
+
+
+async def again(
+    work: Callable[[], Awaitable[None]], stop: asyncio.Event, pause_s: float, goes_on: Callable[[OncesignError], bool]
+) -> None:
+    """Do it, and once more after a pause for as long as it fails with an error that `goes_on`, until told to stop."""
+    while not stop.is_set():
+        try:
+            await work()
+        except OncesignError as error:
+            if not goes_on(error):
+                raise
+            await wait(stop, pause_s)
+        else:
+            return
 
 
 async def wait(stop: asyncio.Event, longest_s: float) -> bool:

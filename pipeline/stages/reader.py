@@ -17,6 +17,7 @@ import pyarrow as pa
 from pipeline.assignment.records import StreamRecord
 from pipeline.errors import AmbiguousRound, DependencyDown, RoundAborted, StreamHalted
 from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
+from pipeline.ethereum.policy import NO_POLICY, Policy, applied
 from pipeline.journal import Journal
 from pipeline.ports import Clock, ReaderPosition, Source, StreamWriter
 from pipeline.settings import ReaderSettings
@@ -72,8 +73,10 @@ class BatchReader:
         clock: Clock,
         settings: ReaderSettings,
         *,
+        policy: Policy | None = None,
         telemetry: Telemetry = SILENT,
     ) -> None:
+        """`policy` is what rows of its batches are denied by, if the source has one."""
         self.stream = stream
         self._chain_id = chain_id
         self._source = source
@@ -81,6 +84,7 @@ class BatchReader:
         self.streams = streams
         self._clock = clock
         self._settings = settings
+        self._policy = policy
         self._telemetry = telemetry
         self._consumed = 0
         self.count = ReaderCount()
@@ -145,7 +149,9 @@ class BatchReader:
     async def _next_batches(self, position: ReaderPosition) -> list[Batch]:
         limit = self._settings.batch_rows_max * FETCH_BATCHES
         table = await self._source.rows_after(self.stream.shard, position.cursor, limit)
-        return list(batches_of(self.stream, self._chain_id, position, table, self._settings)) if table.num_rows else []
+        if not table.num_rows:
+            return []
+        return batches_of(self.stream, self._chain_id, position, table, self._settings, self._policy)
 
     async def _publish(self, batches: list[Batch]) -> ReaderPosition:
         last, begun_s = batches[-1], self._clock.monotonic_s()
@@ -177,9 +183,14 @@ def check_position(stream: Stream, position: ReaderPosition, record: StreamRecor
 
 
 def batches_of(
-    stream: Stream, chain_id: int, position: ReaderPosition, table: pa.Table, settings: ReaderSettings
+    stream: Stream,
+    chain_id: int,
+    position: ReaderPosition,
+    table: pa.Table,
+    settings: ReaderSettings,
+    policy: Policy | None = None,
 ) -> list[Batch]:
-    """Cut rows that follow a position into batches that follow it."""
+    """Cut rows that follow a position into batches that follow it, with what the policy denies."""
     if table.num_rows == 0:
         return []
     rows = table.combine_chunks().to_batches()[0]
@@ -188,12 +199,18 @@ def batches_of(
     for part in cut(rows, settings.batch_rows_max, settings.batch_bytes_max):
         cursor = last_cursor(part)
         seq += 1
-        header = BatchHeader(stream, seq, prev, cursor, chain_id, position.system_id)
-        batches.append(Batch.build(header, part.select(COLUMNS.names)))
+        version = policy.version if policy is not None else NO_POLICY
+        header = BatchHeader(stream, seq, prev, cursor, chain_id, position.system_id, version)
+        batches.append(judged(header, part.select(COLUMNS.names), policy))
         prev = cursor
         if len(batches) == FETCH_BATCHES:
             break
     return batches
+
+
+def judged(header: BatchHeader, rows: pa.RecordBatch, policy: Policy | None) -> Batch:
+    """A batch of rows as the source has them, after its policy."""
+    return Batch.build(header, rows if policy is None else applied(policy, rows))
 
 
 def last_cursor(rows: pa.RecordBatch) -> Cursor:

@@ -103,7 +103,7 @@ class Signer:
         if assignment.count:
             signed = await self._signed(batch, reasons == 0, assigned)
         reasons = _with_failures(reasons, signed)
-        record = SignedRecord.build(header_of(assignment, self._worker), signed)
+        record = SignedRecord.build(header_of(assignment, self._worker, batch.header.policy), signed)
         self.count.batches += 1
         self.count.signed += assignment.count
         return SignedBatch(record.encode(), rejections(batch, reasons, self._clock.unix_ms()))
@@ -164,7 +164,7 @@ def entry_of(assignment: Assignment, worker: str) -> LedgerEntry:
     )
 
 
-def header_of(assignment: Assignment, worker: str) -> SignedHeader:
+def header_of(assignment: Assignment, worker: str, policy: int) -> SignedHeader:
     """The header of the signed record of an assignment."""
     return SignedHeader(
         stream=assignment.stream,
@@ -176,6 +176,7 @@ def header_of(assignment: Assignment, worker: str) -> SignedHeader:
         digest=assignment.digest,
         fence=assignment.fence,
         worker=worker,
+        policy=policy,
     )
 
 
@@ -201,6 +202,7 @@ def rejections(batch: Batch, reasons: U8, now_ms: int) -> tuple[bytes, ...]:
             detail=explain(batch, int(row), Reason(reasons[row])),
             rules_version=RULES_VERSION,
             rejected_at=now_ms,
+            policy=header.policy,
         ).to_json()
         for row in np.flatnonzero(reasons)
     )

@@ -11,17 +11,20 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from pipeline.assignment.records import NOWHERE, Assignment
 from pipeline.errors import DeploymentHalted, MalformedBatch, OncesignError, ProducerFenced
 from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
+from pipeline.ethereum.policy import NO_POLICY
 from pipeline.ethereum.signed import header_of
 from pipeline.journal import Journal
 from pipeline.ports import Assigned, Assigner, AssignRequest, BatchLog, Clock, RoundWriter, Signers, Source
 from pipeline.stages.consumer import Worker
+from pipeline.stages.policies import Policies
 from pipeline.stages.publication import Outlets, partition_of, records_of
+from pipeline.stages.reader import judged
 from pipeline.stream import Stream
 
 journal = Journal(__name__, "sweeper")
@@ -60,6 +63,7 @@ class SweeperPorts:
     log: BatchLog
     writer: RoundWriter  #: its transactional.id is the deployment's one sweeper
     sources: Mapping[str, Source]
+    policies: Policies
     batch_topics: Mapping[str, str]  #: by source
     clock: Clock
 
@@ -236,7 +240,8 @@ class Sweeper:
         return await self._rebuilt(assignment)
 
     async def _rebuilt(self, assignment: Assignment) -> bytes:
-        source = self._ports.sources[assignment.stream.source]
+        name = assignment.stream.source
+        source = self._ports.sources[name]
         table = await source.rows_between(assignment.stream.shard, assignment.prev, assignment.cursor)
         header = BatchHeader(
             assignment.stream,
@@ -247,8 +252,10 @@ class Sweeper:
             await source.system_id(),
         )
         rows = table.select(COLUMNS.names).combine_chunks().to_batches()
-        if rows:
-            batch = Batch.build(header, rows[0])
+        policies = await self._ports.policies.versions(name) if rows else {}
+        for policy in (*policies.values(), None) if rows else ():  # only one of them makes the digest
+            version = NO_POLICY if policy is None else policy.version
+            batch = judged(replace(header, policy=version), rows[0], policy)
             if batch.digest == assignment.digest:
                 return batch.encode()
         raise MalformedBatch(

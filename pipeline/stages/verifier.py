@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from pipeline.assignment.records import Assignment
 from pipeline.errors import DependencyDown, MalformedBatch
+from pipeline.ethereum.policy import Policy
 from pipeline.ethereum.rejected import Rejection
 from pipeline.ethereum.signed import SignedRecord
 from pipeline.journal import Journal
@@ -30,6 +31,7 @@ from pipeline.stages.inspection import (
     source_rows,
     unsound,
 )
+from pipeline.stages.policies import Policies
 from pipeline.stages.violation import Violation, ViolationKind
 from pipeline.stream import Stream
 from pipeline.telemetry import BATCH_SECONDS, SILENT, Telemetry
@@ -88,6 +90,7 @@ class VerifierPorts:
     sources: Mapping[str, Source]
     ledger: Ledger
     outcomes: Outcomes
+    policies: Policies
     clock: Clock
     telemetry: Telemetry = SILENT
 
@@ -112,6 +115,7 @@ class Verifier:
         self._settings = {source.name: source for source in sources}
         self._signed_topic, self._rejected_topic = topics
         self._positions: dict[tuple[str, int], int] = {}
+        self._policies: dict[tuple[str, int], Policy] = {}  #: by source and version
         self.count = VerifierCount()
 
     def counts(self) -> dict[str, Any]:
@@ -254,14 +258,15 @@ class Verifier:
                 findings.append(_unreadable(message.place, str(error)))
                 continue
             header = record.header
-            if problem := unsound(header) or self._unknown(header.stream.source):
+            if problem := unsound(header) or await self._unknown(header.stream.source, header.policy):
                 findings.append(_unreadable(message.place, problem))
                 continue
             ids = [tx_id for tx_id in record.rows.column("tx_id").to_pylist() if tx_id is not None]
             with span("verify", header.stream, header.seq, message.traceparent):
                 rows = await self._rows(header.stream.source, ids)
                 ledger = await self._ports.ledger.entry(header.stream, header.seq)
-                findings.append(inspect_record(record, message.place, rows, ledger))
+                policy = self._policies.get((header.stream.source, header.policy))
+                findings.append(inspect_record(record, message.place, rows, ledger, policy))
         return merged(findings)
 
     async def _rejected(self, messages: Sequence[Message]) -> Finding:
@@ -273,13 +278,16 @@ class Verifier:
             except MalformedBatch as error:
                 findings.append(_unreadable(message.place, str(error)))
                 continue
-            if problem := unsound(rejection) or self._unknown(rejection.source):
+            if problem := unsound(rejection) or await self._unknown(rejection.source, rejection.policy):
                 findings.append(_unreadable(message.place, problem))
                 continue
             rejections.setdefault(rejection.source, []).append((message, rejection))
         for source, group in rejections.items():
             rows = await self._rows(source, [rejection.tx_id for _, rejection in group])
-            findings += [inspect_rejection(rejection, message.place, rows) for message, rejection in group]
+            findings += [
+                inspect_rejection(rejection, message.place, rows, self._policies.get((source, rejection.policy)))
+                for message, rejection in group
+            ]
         return merged(findings)
 
     async def _rows(self, source: str, ids: Sequence[int]) -> Mapping[int, Any]:
@@ -288,8 +296,14 @@ class Verifier:
         table = await self._ports.sources[source].rows_of(ids)
         return source_rows(table, source, self._settings[source].chain_id)
 
-    def _unknown(self, source: str) -> str:
-        return "" if source in self._settings else f"no source is called {source!r}"
+    async def _unknown(self, source: str, policy: int) -> str:
+        """What a record speaks of that there is not, or empty."""
+        if source not in self._settings:
+            return f"no source is called {source!r}"
+        if policy and (source, policy) not in self._policies:
+            versions = await self._ports.policies.versions(source)
+            self._policies |= {(source, version): found for version, found in versions.items()}
+        return "" if not policy or (source, policy) in self._policies else f"{source} never had a policy {policy}"
 
     def _tally(self, finding: Finding, violations: Sequence[Violation]) -> None:
         signed = sum(outcome.status == "signed" for outcome in finding.outcomes)

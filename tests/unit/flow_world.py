@@ -7,6 +7,7 @@ import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from pipeline.errors import OncesignError, ProducerFenced
 from pipeline.ethereum import kernel
 from pipeline.ethereum.batch import Batch
 from pipeline.ethereum.kernel import SignedColumns
+from pipeline.ethereum.policy import Policy
 from pipeline.ethereum.signed import SignedRecord
 from pipeline.ports import Assigned, AssignReply, AssignRequest, Message, SignedBatch
 from pipeline.settings import PoolSettings, ReaderSettings, Settings, SigningSettings
@@ -39,6 +41,7 @@ from pipeline.testing.clock import TwinClock, settle
 from pipeline.testing.group import Committed, Generation
 from pipeline.testing.ledger import TwinLedger
 from pipeline.testing.network import HookedNetwork, Moment, Request, Unanswered
+from pipeline.testing.policies import TwinPolicies
 from pipeline.testing.round_writer import TwinRoundWriter
 from pipeline.testing.source import TwinSource
 from pipeline.testing.store import TwinEtcd, TwinStore
@@ -163,6 +166,8 @@ class Flow:
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
     settings: PoolSettings = field(default_factory=PoolSettings)
     telemetry: TwinTelemetry = field(default_factory=TwinTelemetry)
+    policies: TwinPolicies = field(default_factory=TwinPolicies)
+    policy: Policy | None = None  #: of readers that are made from here on
     ids: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -203,7 +208,8 @@ class Flow:
     def reader(self, stream: Stream, settings: ReaderSettings = READER) -> BatchReader:
         writer = TwinStreamWriter(self.broker, "local", stream, BATCHES)
         desk, clock = self.desk, self.clock
-        return BatchReader(stream, CHAIN, self.source, writer, desk, clock, settings, telemetry=self.telemetry)
+        made = partial(BatchReader, stream, CHAIN, self.source, writer, desk, clock, settings)
+        return made(policy=self.policy, telemetry=self.telemetry)
 
     def read(self, *streams: Stream, settings: ReaderSettings = READER) -> list[asyncio.Task[None]]:
         """Readers at work; all streams unless told."""
@@ -229,8 +235,8 @@ class Flow:
 
     def sweeper(self) -> Sweeper:
         writer = TwinRoundWriter(self.broker, "local-sweeper")
-        topics = {SOURCE: BATCHES}
-        ports = SweeperPorts(self.desk, self.pool, self.log, writer, {SOURCE: self.source}, topics, self.clock)
+        sources, topics = {SOURCE: self.source}, {SOURCE: BATCHES}
+        ports = SweeperPorts(self.desk, self.pool, self.log, writer, sources, self.policies, topics, self.clock)
         return Sweeper(Worker("sweeper", "here"), ports, Outlets(SIGNED, REJECTED, 2))
 
     async def sweep(self) -> Sweeper:

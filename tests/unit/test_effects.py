@@ -29,6 +29,10 @@ ONLY_REAL = {
     "postgres find",
     "postgres first_nonces",
     "postgres held_back_by",
+    # Of sources with a policy, which the simulation's has not.
+    "postgres policies",
+    "postgres policy_history",
+    "postgres policy_version",
     # There is one broadcaster in a test.
     "postgres claim",
     "postgres find_broadcast",

@@ -27,6 +27,7 @@ from pipeline.testing.database import Database
 from pipeline.testing.group import Committed, Generation
 from pipeline.testing.ledger import TwinLedger
 from pipeline.testing.outcomes import TwinOutcomes
+from pipeline.testing.policies import TwinPolicies
 from pipeline.testing.round_writer import TwinRoundWriter
 from pipeline.testing.simulation.clock import SimulatedClock
 from pipeline.testing.simulation.history import History, WitnessEtcd, WitnessKernel
@@ -250,14 +251,14 @@ class Cluster:
         writer = TwinRoundWriter(self.broker, "local-sweeper")
         log = TwinBatchLog(self.broker, GROUP)
         sources = {SOURCE: self.source.client()}
-        ports = SweeperPorts(
-            RemoteManager(self), RemoteSigners(self), log, writer, sources, {SOURCE: BATCHES}, self.clock
-        )
+        desk, signers, topics = RemoteManager(self), RemoteSigners(self), {SOURCE: BATCHES}
+        ports = SweeperPorts(desk, signers, log, writer, sources, TwinPolicies(), topics, self.clock)
         await Sweeper(Worker(process.name, "node"), ports, self.outlets).run(asyncio.Event())
 
     async def _verify(self, process: Process) -> None:  # noqa: ARG002 - the same for every kind
         log = TwinBatchLog(self.broker, GROUP)
-        ports = VerifierPorts(log, {SOURCE: self.source.client()}, self.ledger, self.outcomes, self.clock)
+        sources = {SOURCE: self.source.client()}
+        ports = VerifierPorts(log, sources, self.ledger, self.outcomes, TwinPolicies(), self.clock)
         self.verifier = Verifier(ports, self.settings.sources, (SIGNED, REJECTED))
         await self.verifier.run(asyncio.Event())
 
