@@ -31,11 +31,13 @@ from pipeline.adapters.round_writer import KafkaRoundWriter
 from pipeline.adapters.secret_file import secret_of
 from pipeline.adapters.stream_writer import KafkaStreamWriter
 from pipeline.adapters.topics import TopicAdmin
+from pipeline.assignment.budget import Budget
 from pipeline.assignment.manager import KeyManager
 from pipeline.clock import SystemClock
 from pipeline.custody.kek_ring import KekRing
 from pipeline.errors import SecretFileError, SettingError
-from pipeline.ethereum.policy import Policy
+from pipeline.ethereum.policy import NO_POLICY, Policy
+from pipeline.ethereum.policy_file import read_policy
 from pipeline.ports import Assigner, Signers
 from pipeline.service.desk import Leading
 from pipeline.service.server import Server
@@ -151,6 +153,14 @@ async def current_policy(settings: Settings, source: SourceSettings) -> Policy |
         await policies.close()
 
 
+def budgets(settings: Settings) -> dict[str, Budget]:
+    """Of the sources whose policy has one. Raises InputFileError."""
+    files = {source.name: source.policy_file for source in settings.sources if source.policy_file is not None}
+    policies = {name: read_policy(str(file), policy_text(file), NO_POLICY) for name, file in files.items()}
+    bounds = {name: (policy.budget, policy.period_s) for name, policy in policies.items()}
+    return {name: Budget(wei, seconds * 1000) for name, (wei, seconds) in bounds.items() if wei is not None and seconds}
+
+
 @asynccontextmanager
 async def consumer(
     settings: Settings,
@@ -203,7 +213,7 @@ async def key_manager(settings: Settings, fence_lost: Callable[[], None]) -> Key
     """A key manager that leads. Raises NotLeader, DeploymentHalted, DependencyDown."""
     store = EtcdStore(settings.etcd)
     ledger = PostgresLedger(settings.postgres)
-    manager = KeyManager(store, ledger, CLOCK, settings, fence_lost)
+    manager = KeyManager(store, ledger, CLOCK, settings, fence_lost, budgets(settings))
     await manager.start()
     return manager
 

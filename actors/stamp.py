@@ -19,6 +19,8 @@ def stamp(settings: Settings) -> str:
     """Of this code and these settings; 16 hex digits, the same in every pod of one image."""
     # A JSON dump writes asterisks for a secret: two DSNs would look the same.
     said = settings.model_dump_json(exclude=OF_ONE_POD) + settings.postgres.dsn.get_secret_value()
+    policies = (source.policy_file for source in settings.sources)
+    said += "".join(file.read_text(encoding="utf-8") for file in policies if file is not None and file.exists())
     return hashlib.sha256(f"{_code()}{said}".encode()).hexdigest()[:16]
 
 

@@ -1,9 +1,10 @@
-"""`oncesign bench kernel | pipeline | latency`: figures that can be measured again."""
+"""`oncesign bench kernel | pipeline | latency | policy`: figures that can be measured again."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +13,7 @@ from jobs.loading import load_settings
 from jobs.output import Json, emit_fields
 from pipeline.local.resolve import resolve
 
-app = typer.Typer(no_args_is_help=True, help="Measure: the kernel, the pipeline, the latency.")
+app = typer.Typer(no_args_is_help=True, help="Measure: the kernel, the pipeline, the latency, a policy.")
 
 
 @app.command()
@@ -38,6 +39,21 @@ def pipeline(
 
     settings = resolve(load_settings())
     emit_fields(bench(settings, count, verify=verify), as_json=json)
+
+
+@app.command()
+def policy(
+    file: Annotated[Path, typer.Argument(help="A policy, TOML.")],
+    count: Annotated[int, typer.Option(min=1, help="Rows to drain each time.")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="How often each; medians are printed.")] = 3,
+    json: Json = False,
+) -> None:
+    """Drain rows without and with a policy, in turn, and compare the rates."""
+    from jobs.bench_policy import bench
+    from pipeline.adapters.policies import policy_text
+
+    policy_text(file)
+    emit_fields(bench(resolve(load_settings()), file, count, rounds), as_json=json)
 
 
 @app.command()

@@ -219,6 +219,7 @@ class Driver:
             "batches_in_flight": _sum(status, "consumer", "in_flight"),
             "waiting_for_key": _sum(status, "consumer", "waiting_for_key"),
             "keys": manager.counts.get("keys", {}) if manager else {},
+            "over_budget": manager.counts.get("over_budget", []) if manager else [],
             "no_keys": manager.counts.get("no_keys", []) if manager else [],
             "halted": status.halted,
             "restarts": status.restarts,

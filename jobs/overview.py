@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from actors import composition
@@ -14,7 +16,8 @@ from pipeline.adapters.broadcasts import PostgresBroadcasts
 from pipeline.adapters.ledger import PostgresLedger
 from pipeline.adapters.outcomes import PostgresOutcomes
 from pipeline.adapters.postgres_source import PostgresSource
-from pipeline.assignment.records import Assignment
+from pipeline.assignment.budget import Budget
+from pipeline.assignment.records import Assignment, StreamRecord
 from pipeline.errors import UsageError
 from pipeline.ethereum.decoding import decode
 from pipeline.ethereum.signed import SignedRecord
@@ -23,7 +26,7 @@ from pipeline.stream import Stream
 
 
 async def overview(settings: Settings) -> dict[str, Any]:
-    """Keys by state, assignments, streams, halts, and rows by outcome. Raises DependencyDown."""
+    """Keys by state, assignments, streams, halts, budgets, and rows by outcome. Raises DependencyDown."""
     async with etcd_view(settings) as view:
         states = Counter(held.record.state.value for held in view.keys.values())
         streams = {str(stream): held.record for stream, held in sorted(view.streams.items())}
@@ -35,7 +38,25 @@ async def overview(settings: Settings) -> dict[str, Any]:
         "halted": {name: record.halted for name, record in streams.items() if record.halted},
         "rows": await composition.total(settings),
         "outcomes": await outcome_counts(settings),
+    } | spending(composition.budgets(settings), streams.values(), time.time_ns() // 1_000_000)
+
+
+def spending(budgets: Mapping[str, Budget], records: Iterable[StreamRecord], now_ms: int) -> dict[str, Any]:
+    """Of each source with a budget, what it has spent in this period; nothing where there is no budget."""
+    streams = list(records)
+    told = {
+        name: {
+            "spent_wei": str(budget.spent([record for record in streams if record.stream.source == name], now_ms)),
+            "of_wei": str(budget.wei),
+            "until": _time(budget.since(now_ms) + budget.period_ms),
+        }
+        for name, budget in budgets.items()
     }
+    return {"budgets": told} if told else {}
+
+
+def _time(unix_ms: int) -> str:
+    return dt.datetime.fromtimestamp(unix_ms / 1000, dt.UTC).isoformat(timespec="milliseconds")
 
 
 async def assignments(settings: Settings) -> list[dict[str, Any]]:
@@ -49,7 +70,7 @@ async def assignments(settings: Settings) -> list[dict[str, Any]]:
             "count": a.count,
             "worker": a.worker,
             "node": a.node,
-            "since": dt.datetime.fromtimestamp(a.since_unix_ms / 1000, dt.UTC).isoformat(timespec="milliseconds"),
+            "since": _time(a.since_unix_ms),
             "fence": a.fence,
         }
         for a in await read_assignments(settings)

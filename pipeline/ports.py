@@ -365,6 +365,7 @@ class AssignRequest:
     node: str
     batch_offset: int
     signed_from: tuple[int, ...]
+    spend: int = 0  #: wei that its signable rows may cost together
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ ROWS: Final = 400_000
 KEYS: Final = 16
 WARM_S: Final = 20.0
 DRAWN_S: Final = 4.0
+SIZE: Final[dict[str, Any]] = {"width": 1720, "height": 900, "deviceScaleFactor": 1, "mobile": False}
 LOGIN: Final = """
 fetch('/api/authenticate', {method: 'POST', headers: {Authorization: 'Bearer TOKEN'}})
     .then(answer => window.in = answer.ok)
@@ -41,7 +42,7 @@ def signing(folder: Path) -> Iterator[Path]:
     def oncesign(*arguments: str) -> list[str]:
         return [sys.executable, "-m", "jobs.app", *arguments]
 
-    commands = (["up"], ["keys", "create", "--count", str(KEYS)], ["stock", "--count", str(ROWS)])
+    commands = (["up"], ["migrate"], ["keys", "create", "--count", str(KEYS)], ["stock", "--count", str(ROWS)])
     try:
         for command in commands:
             subprocess.run(oncesign(*command), env=env, check=True, stdout=subprocess.DEVNULL)
@@ -61,6 +62,7 @@ async def take(data: Path, into: Path, profile: Path) -> None:
         await page.open(head.dashboard)
         await page.value(LOGIN.replace("TOKEN", token))
         await page.until("window.in === true")
+        await page.call("Emulation.setDeviceMetricsOverride", **SIZE)
         for name, place in PAGES.items():
             await show(page, f"{head.dashboard}/{place}")
             (into / name).write_bytes(await page.picture())

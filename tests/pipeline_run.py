@@ -102,7 +102,7 @@ async def running(settings: Settings, kek: Kek | KekRing, keys: int = 4) -> Asyn
         stack.push_async_callback(store.close)
         ledger = PostgresLedger(settings.postgres)
         stack.push_async_callback(ledger.close)
-        manager = Manager(store, ledger, CLOCK, settings)
+        manager = Manager(store, ledger, CLOCK, settings, budgets=composition.budgets(settings))
         await manager.start()
         stack.push_async_callback(manager.stop)
         if not await manager.list_keys():

@@ -10,12 +10,13 @@ import asyncio
 import os
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 from pipeline.assignment import startup
 from pipeline.assignment.administration import lost_of, plan_halt, plan_lost, plan_open, plan_own, unowned
+from pipeline.assignment.budget import Budget
 from pipeline.assignment.kept import kept_of
 from pipeline.assignment.key_life import GROUP_MAX, KeyLife
 from pipeline.assignment.leadership import Claim, Leadership
@@ -23,7 +24,7 @@ from pipeline.assignment.paths import Paths
 from pipeline.assignment.pending import Command, Pending, Queued
 from pipeline.assignment.plan import Plan
 from pipeline.assignment.records import Assignment, KeyRecord, KeyState, Leader, StreamRecord
-from pipeline.assignment.rules import Assigning, plan_release, plan_release_held
+from pipeline.assignment.rules import NO_BUDGETS, Assigning, plan_release, plan_release_held
 from pipeline.assignment.view import Guard, View
 from pipeline.assignment.writing import send
 from pipeline.errors import NotLeader, NotReleasable, OncesignError, StoreUnavailable, StreamHalted, UsageError
@@ -52,8 +53,14 @@ class KeyManager(KeyLife):
         clock: Clock,
         settings: Settings,
         fence_lost: Callable[[], None] = lambda: None,
+        budgets: Mapping[str, Budget] = NO_BUDGETS,
     ) -> None:
-        """`fence_lost` is called once when another may lead; the process must not go on as key manager."""
+        """`fence_lost` is called once when another may lead; the process must not go on as key manager.
+
+        `budgets` are by source.
+        """
+        self._budgets = budgets
+        self._over_budget: set[str] = set()
         self._store = store
         self._ledger = ledger
         self._clock = clock
@@ -232,6 +239,11 @@ class KeyManager(KeyLife):
         return [Queued(pending.request, now_s - pending.since_s) for pending in self._pending]
 
     @property
+    def budgets(self) -> Mapping[str, Budget]:
+        """By source, of those that have one."""
+        return self._budgets
+
+    @property
     def trouble(self) -> OncesignError | None:
         """What kept it from its last write, until one succeeds."""
         return self._trouble
@@ -252,6 +264,7 @@ class KeyManager(KeyLife):
             "queue": len(self._pending),
             "queue_oldest_s": round(now_s - self._pending[0].since_s, 3) if self._pending else 0.0,
             "no_keys": sorted({p.request.chain_id for p in self._pending if p.request.count} - self._chains()),
+            "over_budget": sorted(self._over_budget) if self._pending else [],
             "halted": {str(s): h.record.halted for s, h in self._view.streams.items() if h.record.halted},
             "fence": self._guard.fence if self._guard else 0,
         }
@@ -320,8 +333,9 @@ class KeyManager(KeyLife):
         replies: list[AssignReply] = []
 
         def plan() -> Plan:
-            assigning = Assigning(self._view, self._leading(), self._clock.unix_ms(), ledger)
+            assigning = Assigning(self._view, self._leading(), self._clock.unix_ms(), ledger, self._budgets)
             replies[:] = assigning.replies(requests)
+            self._tell_over_budget(assigning.over_budget)
             return assigning.plan
 
         await self._carry_out(plan)
@@ -334,6 +348,11 @@ class KeyManager(KeyLife):
             answered += 1
         self._drop_answered()
         return bool(answered)
+
+    def _tell_over_budget(self, sources: set[str]) -> None:
+        for source in sorted(sources - self._over_budget):
+            journal.denied("budget spent: batches wait for the next period", source=source)
+        self._over_budget = sources
 
     def _drop_answered(self) -> None:
         self._pending = deque(pending for pending in self._pending if not pending.reply.done())

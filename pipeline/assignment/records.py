@@ -135,6 +135,8 @@ class StreamRecord(Record):
     cursor: Cursor = START
     digest: str = ""  #: of batch `seq`
     halted: str = ""  #: why, or empty
+    spending_since_ms: int = 0  #: start of the period that `spent_wei` counts for
+    spent_wei: str = "0"  #: decimal: JSON numbers are read as 64 bits by many
 
     @classmethod
     def _typed(cls, fields: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final, TypeAlias
 
+from pipeline.assignment.budget import Budget
 from pipeline.assignment.plan import Plan
 from pipeline.assignment.records import Assignment, Holder, KeyRecord, KeyState, StreamRecord
 from pipeline.assignment.view import Guard, View, turn
@@ -26,19 +27,32 @@ WRITES_MAX: Final = 120
 """With the three compares of the guard, within etcd's 128 operations (--max-txn-ops)."""
 
 Batch: TypeAlias = tuple[Stream, int]
+NO_BUDGETS: Final[Mapping[str, Budget]] = {}
 
 
 class Assigning:
     """One group of requests on its way to one transaction."""
 
-    def __init__(self, view: View, guard: Guard, now_ms: int, ledger: Mapping[Batch, str | None]) -> None:
-        """`ledger` holds the digests of batches at or below their stream's seq, None where the ledger has no row."""
+    def __init__(
+        self,
+        view: View,
+        guard: Guard,
+        now_ms: int,
+        ledger: Mapping[Batch, str | None],
+        budgets: Mapping[str, Budget] = NO_BUDGETS,
+    ) -> None:
+        """`ledger` holds the digests of batches at or below their stream's seq, None where the ledger has no row.
+
+        `budgets` are by source.
+        """
         self.plan = Plan(guard, view)
         self._now_ms = max(now_ms, view.latest_ms)
         self._ledger = ledger
         self._free: dict[int, list[KeyRecord]] = {}  # by chain, in turn
         self._starved: set[int] = set()
         self._held_back: set[Stream] = set()
+        self._budgets = budgets
+        self.over_budget: set[str] = set()  #: sources with a batch that waits for the next period
 
     def replies(self, requests: Sequence[AssignRequest]) -> list[AssignReply]:
         """Replies in order, for as many as fit one transaction; fills the plan."""
@@ -98,6 +112,10 @@ class Assigning:
         return self._halt(stream, f"batch {request.seq} was published, but the ledger has {found} for it")
 
     def _assign(self, stream: StreamRecord, request: AssignRequest) -> AssignReply:
+        if not self._affords(request):
+            self.over_budget.add(request.stream.source)
+            self._held_back.add(request.stream)
+            return Waiting()
         key = None
         if request.count:
             key = None if request.chain_id in self._starved else self._choose(request.chain_id, request.count)
@@ -108,7 +126,8 @@ class Assigning:
                 return Waiting()
         assignment = self._made(request, key)
         self.plan.put(assignment)
-        self.plan.put(replace(stream, seq=request.seq, cursor=request.cursor, digest=request.digest))
+        charged = self._charged(stream, request)
+        self.plan.put(replace(charged, seq=request.seq, cursor=request.cursor, digest=request.digest))
         if key is not None:
             self.plan.put(
                 replace(
@@ -120,6 +139,18 @@ class Assigning:
                 )
             )
         return self._assigned(assignment)
+
+    def _affords(self, request: AssignRequest) -> bool:
+        budget = self._budgets.get(request.stream.source)
+        if budget is None or not request.count:
+            return True
+        streams = (self.plan.stream(stream) for stream in self.plan.view.streams)
+        records = [record for record in streams if record is not None and record.stream.source == request.stream.source]
+        return budget.spent(records, self._now_ms) + request.spend <= budget.wei
+
+    def _charged(self, stream: StreamRecord, request: AssignRequest) -> StreamRecord:
+        budget = self._budgets.get(request.stream.source)
+        return stream if budget is None else budget.charged(stream, request.spend, self._now_ms)
 
     def _choose(self, chain_id: int, count: int) -> KeyRecord | None:
         """The free key of the chain that has been free for longest, taken off the list of this group."""

@@ -47,6 +47,8 @@ class Policy:
     fee_cap_max: int | None = None  #: wei per gas
     gas_limit_max: int | None = None
     selectors: frozenset[bytes] | None = None  #: the only first four bytes that data may have, when there is data
+    budget: int | None = None  #: wei that all rows together may cost in a period; see assignment.budget
+    period_s: int | None = None  #: of the budget
 
     def verdict(self, to: bytes | None, value: int, fee_cap: int, gas_limit: int, data: bytes) -> Reason:
         """Of one row, by plain comparisons: what the verifier says, with eyes of its own."""

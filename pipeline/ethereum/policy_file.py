@@ -6,6 +6,8 @@
     fee_cap_max_wei = 200_000_000_000         per gas
     gas_limit_max = 500_000
     selectors = ["0xa9059cbb"]      the only first four bytes that data may have, when there is data
+    budget_wei = "50000000000000000000"       of all rows together, in each
+    budget_period_s = 86_400                  so many seconds
 
 Every line may be left out: then that is not bounded. Numbers are TOML integers, or decimal text where they are larger.
 """
@@ -25,6 +27,8 @@ U64: Final = 2**64 - 1
 LISTED_MAX: Final = 100_000
 """Recipients, or selectors."""
 
+PERIOD_MIN_S: Final = 10
+PERIOD_MAX_S: Final = 366 * 86_400
 TEXT_MAX_BYTES: Final = 8 * 1024 * 1024
 
 
@@ -45,6 +49,8 @@ def read_policy(name: str, text: str, version: int) -> Policy:
             values[field] = parse(value)
         except ValueError as error:
             raise _wrong(name, text, key, str(error)) from None
+    if ("budget" in values) != ("period_s" in values):
+        raise _wrong(name, text, "budget", "and budget_period_s belong together")
     return Policy(**values)
 
 
@@ -95,6 +101,13 @@ def _word(value: Any) -> int:
     return _number(value, U64)
 
 
+def _period(value: Any) -> int:
+    seconds = _number(value, PERIOD_MAX_S)
+    if seconds < PERIOD_MIN_S:
+        raise ValueError(f"is less than {PERIOD_MIN_S}")
+    return seconds
+
+
 KEYS: Final[dict[str, tuple[str, Any]]] = {
     "recipients": ("recipients", _recipients),
     "creations": ("creations", _flag),
@@ -102,5 +115,7 @@ KEYS: Final[dict[str, tuple[str, Any]]] = {
     "fee_cap_max_wei": ("fee_cap_max", _word),
     "gas_limit_max": ("gas_limit_max", _word),
     "selectors": ("selectors", _selectors),
+    "budget_wei": ("budget", _wei),
+    "budget_period_s": ("period_s", _period),
 }
 """Of the file: the field of Policy, and how its value is read."""

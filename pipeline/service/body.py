@@ -49,7 +49,7 @@ class Answer(BaseModel):
 
 
 class BatchToAssign(Given):
-    """A validated batch that wants a key. All but the last three fields are in the batch's own metadata."""
+    """A validated batch that wants a key. All but the last four fields are in the batch's own metadata."""
 
     stream: StreamName
     seq: Seq
@@ -64,6 +64,11 @@ class BatchToAssign(Given):
     batch_offset: int = Field(ge=0, le=INT64_MAX, description="of the batch on its partition of tx.batches")
     signed_from: list[Annotated[int, Field(ge=0, le=INT64_MAX)]] = Field(
         max_length=PARTITIONS_MAX, description="per partition of tx.signed its end before the batch is published"
+    )
+    spend_wei: str = Field(
+        "0",
+        pattern=r"^[0-9]{1,90}$",
+        description="value + gas limit * fee cap of the signable rows, together; needed when the source has a budget",
     )
 
 
@@ -252,6 +257,8 @@ class Chain(Answer):
     cursor: CursorText
     digest: str
     halted: str = Field(description="why nothing of it is assigned, or empty")
+    spending_since_ms: UnixMs = Field(description="start of the period that spent_wei counts for; 0 = no budget yet")
+    spent_wei: str = Field(description="what its batches may have cost since then, together")
 
 
 class StreamList(Answer):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
+from pipeline.assignment.budget import Budget
 from pipeline.assignment.pending import Queued
 from pipeline.assignment.records import Assignment, KeyRecord, StreamRecord
 from pipeline.assignment.view import View
@@ -19,6 +20,11 @@ class Desk(Protocol):
     @property
     def trouble(self) -> OncesignError | None:
         """What kept it from its last write, until one succeeds."""
+        ...
+
+    @property
+    def budgets(self) -> Mapping[str, Budget]:
+        """By source, of those that have one."""
         ...
 
     async def assign(self, requests: Sequence[AssignRequest], deadline_s: float) -> Sequence[AssignReply]:

@@ -39,6 +39,9 @@ class Operations:
         for request in requests:
             self._check(request)
         desk = await self._leading()
+        for request in requests:
+            if request.stream.source in desk.budgets and request.count and not request.spend:
+                raise Problem(Code.INVALID, f"source {request.stream.source} has a budget.", "Give spend_wei.")
         replies = await desk.assign(requests, given.deadline_s)
         return body.AssignAnswer(replies=[_reply(reply) for reply in replies])
 
@@ -163,6 +166,7 @@ def _request(batch: body.BatchToAssign, given: body.AssignBody) -> AssignRequest
         node=given.node,
         batch_offset=batch.batch_offset,
         signed_from=tuple(batch.signed_from),
+        spend=int(batch.spend_wei),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import MalformedBatch
 from pipeline.ethereum.batch import Batch
@@ -40,6 +41,7 @@ class Admission:
                 f"{message.place} is for chain {header.chain_id}, but source {header.stream.source} is for chain "
                 f"{self._chain_ids[header.stream.source]}."
             )
+        signable = judge(batch) == 0
         return AssignRequest(
             stream=header.stream,
             seq=header.seq,
@@ -49,10 +51,20 @@ class Admission:
             chain_id=header.chain_id,
             system_id=header.system_id,
             rows=batch.rows.num_rows,
-            count=int(np.count_nonzero(judge(batch) == 0)),
+            count=int(np.count_nonzero(signable)),
             rules_version=RULES_VERSION,
             worker=worker,
             node=node,
             batch_offset=message.place.offset,
             signed_from=signed_from,
+            spend=cost_of(batch, signable),
         )
+
+
+def cost_of(batch: Batch, rows: NDArray[np.bool_]) -> int:
+    """Wei that these rows of a batch may cost together: value + gas limit · fee cap."""
+    c = batch.columns
+    words = c.value[rows].reshape(-1, 32).view(">u4").astype(np.uint64).sum(axis=0)  # far below 2^32 rows
+    values = sum(int(word) << (32 * (7 - at)) for at, word in enumerate(words))
+    fees = zip(c.gas_limit[rows].tolist(), c.max_fee[rows].tolist(), strict=True)
+    return values + sum(gas * fee for gas, fee in fees)

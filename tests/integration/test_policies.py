@@ -6,8 +6,10 @@ import asyncio
 import json
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from pipeline.adapters.postgres import connection_string
 from pipeline.custody.sealing import Kek
 from pipeline.settings import Settings, SourceSettings
 from tests.command_line import Oncesign
@@ -50,6 +52,31 @@ def test_each_version_denies_and_all_of_it_verifies(settings: Settings, kek: Kek
     reasons = {row["reason"] for row in rejections}
     assert {"policy_creation", "policy_gas_limit"} <= reasons
     assert {row["detail"] for row in rejections if row["reason"] == "policy_gas_limit"} != set()
+
+
+def test_a_spent_budget_waits_for_the_next_period(settings: Settings, kek: Kek, oncesign: Oncesign) -> None:
+    [source] = settings.sources
+    assert source.policy_file is not None
+    stock(settings, ROWS)
+    with psycopg.connect(connection_string(settings.postgres)) as connection:
+        [[cost]] = connection.execute("SELECT sum(value + gas_limit * max_fee_per_gas) FROM transactions").fetchall()
+    budget = str(int(cost) * 2 // 5)  # whatever the moment, some of it has to wait for the period after the next
+    source.policy_file.write_text(f'budget_wei = "{budget}"\nbudget_period_s = 10\n')
+    assert asyncio.run(looks_over_budget(settings, kek)) > 0
+    assert json.loads(oncesign("verify", "--json").out)["violations"] == 0
+    assert json.loads(oncesign("status", "--json").out)["budgets"][source.name]["of_wei"] == budget
+
+
+async def looks_over_budget(settings: Settings, kek: Kek) -> int:
+    """Sign everything; how often the key manager was seen to say that the budget is spent."""
+    seen = 0
+    async with running(settings, kek) as run:
+        while run.consumer.count.signed < ROWS:
+            seen += run.manager.status()["over_budget"] == [settings.sources[0].name]
+            await asyncio.sleep(0.05)
+        await run.until(ROWS)
+        assert not run.consumer.halted
+    return seen
 
 
 def exported(oncesign: Oncesign, settings: Settings) -> list[str]:

@@ -169,13 +169,21 @@ class Dashboard:
 
     def _ask(self, question: Callable[[JobSubmissionClient], Any]) -> Any:
         try:
-            self._forward.open()
-            token = secret(CLUSTER, "auth_token")
-            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-            return question(JobSubmissionClient(self._forward.url, headers={"Authorization": f"Bearer {token}"}))
+            return question(self._client())
         except (RuntimeError, OSError) as error:
             self._forward.close()
             raise KubeError(f"the dashboard: {str(error)[-500:]}") from error
+
+    def _client(self) -> JobSubmissionClient:
+        token = secret(CLUSTER, "auth_token")
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        self._forward.open()
+        try:
+            return JobSubmissionClient(self._forward.url, headers={"Authorization": f"Bearer {token}"})
+        except OSError:  # what listens here still leads to a head that is gone
+            self._forward.close()
+            self._forward.open()
+            return JobSubmissionClient(self._forward.url, headers={"Authorization": f"Bearer {token}"})
 
 
 def secret(name: str, key: str) -> str:

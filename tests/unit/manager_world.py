@@ -55,12 +55,15 @@ class World:
     async def opened(self, keys: int = 2, streams: Sequence[Stream] = (A, B)) -> Node:
         """Started, with keys 1 … n and streams."""
         node = await self.started()
-        await self.clock.until(
-            node.manager.import_keys([(CHAIN, address(i), b"sealed", 0) for i in range(1, keys + 1)])
-        )
+        await self.add_keys(node, keys)
         for stream in streams:
             await self.clock.until(node.manager.open_stream(StreamRecord(stream, CHAIN, SYSTEM)))
         return node
+
+    async def add_keys(self, node: Node, count: int) -> None:
+        """1 … n."""
+        keys = [(CHAIN, address(i), b"sealed", 0) for i in range(1, count + 1)]
+        await self.clock.until(node.manager.import_keys(keys))
 
     async def assign(self, node: Node, *requests: AssignRequest, deadline_s: float = DEADLINE_S) -> list[AssignReply]:
         return list(await self.clock.until(node.manager.assign(requests, deadline_s)))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from eth_keyfile.keyfile import create_keyfile_json
 
+from pipeline.assignment.budget import Budget
 from pipeline.custody.generation import address_of, new_secret
 from pipeline.ethereum.validity import RULES_VERSION
 from pipeline.service import idempotency
@@ -37,6 +38,18 @@ async def test_a_batch_gets_a_key_that_the_kek_opens(office: Office) -> None:
     made = reply["assignment"]
     assert (reply["status"], made["first_nonce"], made["count"], made["worker"]) == ("assigned", 0, 10, WORKER)
     assert office.kek.unseal(base64.b64decode(reply["sealed"]), made["address"]).address == made["address"]
+
+
+async def test_a_source_with_a_budget_must_be_told_the_cost(office: Office) -> None:
+    office.manager._budgets = {A.source: Budget(100, 10**12)}
+    status, answer = await office.post("/v1/assign", first())
+    assert (status, answer["code"]) == (400, "invalid")
+    assert "source payouts has a budget" in answer["detail"]
+    for spend, said in (("101", "waiting"), ("100", "assigned"), ("100", "assigned")):
+        _, answer = await office.post("/v1/assign", first(spend_wei=spend))
+        assert [reply["status"] for reply in answer["replies"]] == [said]
+    [stream] = [each for each in (await office.get("/v1/streams"))["streams"] if each["stream"] == str(A)]
+    assert stream["spent_wei"] == "100"
 
 
 async def test_the_lists_say_which_worker_holds_which_key(office: Office) -> None:
