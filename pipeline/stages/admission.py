@@ -65,6 +65,6 @@ def cost_of(batch: Batch, rows: NDArray[np.bool_]) -> int:
     """Wei that these rows of a batch may cost together: value + gas limit · fee cap."""
     c = batch.columns
     words = c.value[rows].reshape(-1, 32).view(">u4").astype(np.uint64).sum(axis=0)  # far below 2^32 rows
-    values = sum(int(word) << (32 * (7 - at)) for at, word in enumerate(words))
+    values: int = sum(int(word) << (32 * (7 - at)) for at, word in enumerate(words.tolist()))
     fees = zip(c.gas_limit[rows].tolist(), c.max_fee[rows].tolist(), strict=True)
-    return values + sum(gas * fee for gas, fee in fees)
+    return values + sum(int(gas) * int(fee) for gas, fee in fees)
