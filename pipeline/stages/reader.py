@@ -151,7 +151,7 @@ class BatchReader:
         table = await self._source.rows_after(self.stream.shard, position.cursor, limit)
         if not table.num_rows:
             return []
-        return batches_of(self.stream, self._chain_id, position, table, self._settings, self._policy)
+        return batches_of(self.stream, self._chain_id, position, table, self._settings, policy=self._policy)
 
     async def _publish(self, batches: list[Batch]) -> ReaderPosition:
         last, begun_s = batches[-1], self._clock.monotonic_s()
