@@ -121,7 +121,7 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     Mutant(
         "validate before assign",
         "Every row of a batch gets a nonce, whatever the rules say of it.",
-        (Edit(ADMISSION, "int(np.count_nonzero(judge(batch) == 0))", "batch.rows.num_rows"),),
+        (Edit(ADMISSION, "int(np.count_nonzero(signable))", "batch.rows.num_rows"),),
         calm=True,
     ),
     Mutant(
