@@ -64,13 +64,12 @@ def require_importable(
 ) -> None:
     """Raises UsageError for a key that is there, was retired, or is another deployment's."""
     for chain_id, address, _sealed, _nonce in keys:
-        held, owner = view.keys.get((chain_id, address)), view.owners.get(address)
+        held = view.keys.get((chain_id, address))
         if (chain_id, address) in retired:
             raise UsageError(f"{address} was retired on chain {chain_id}.", hint="Nothing was imported.")
         if held is not None and can_sign(view, address):
             raise UsageError(f"{address} is in the pool of chain {chain_id} already.", hint="Nothing was imported.")
-        if owner is not None and owner.record.deployment != deployment:
-            raise UsageError(_foreign(owner.record), hint="Nothing was imported. Retire it there first.")
+        _require_own(view, address, deployment)
 
 
 def plan_import(view: View, guard: Guard, keys: Sequence[tuple[int, str, bytes, int]], now_ms: int) -> Plan:
@@ -95,10 +94,14 @@ def plan_import(view: View, guard: Guard, keys: Sequence[tuple[int, str, bytes, 
 
 def _own(plan: Plan, address: str, now_ms: int) -> None:
     """Say whose key it is, if nothing does. Raises UsageError for another deployment's."""
-    owner = plan.view.owners.get(address)
-    if owner is None:
+    _require_own(plan.view, address, plan.guard.paths.deployment)
+    if address not in plan.view.owners:
         plan.put(Owner(address, plan.guard.paths.deployment, now_ms))
-    elif owner.record.deployment != plan.guard.paths.deployment:
+
+
+def _require_own(view: View, address: str, deployment: str) -> None:
+    owner = view.owners.get(address)
+    if owner is not None and owner.record.deployment != deployment:
         raise UsageError(_foreign(owner.record), hint="Nothing was imported. Retire it there first.")
 
 
@@ -207,4 +210,9 @@ def enabled(key: KeyRecord) -> KeyRecord:
 
 def _require_not_retired(key: KeyRecord) -> None:
     if key.state is KeyState.RETIRED:
-        raise UsageError(f"{key.address} was retired.", hint="A retired key is never lent again.")
+        raise retired_error(key.address)
+
+
+def retired_error(address: str) -> UsageError:
+    """Of a key that somebody wants lent again."""
+    return UsageError(f"{address} was retired.", hint="A retired key is never lent again.")

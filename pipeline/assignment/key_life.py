@@ -22,6 +22,7 @@ from pipeline.assignment.administration import (
     plan_retire,
     require_importable,
     require_retirable,
+    retired_error,
 )
 from pipeline.assignment.archive import KeptKey
 from pipeline.assignment.kept import kept_of
@@ -70,7 +71,7 @@ class KeyLife(ABC):
         """Lend this key again. Raises UsageError."""
         view, now_ms = self.view(), self._clock.unix_ms()
         if (chain_id, address) in await self._ledger.retired_keys():
-            raise UsageError(f"{address} was retired.", hint="A retired key is never lent again.")
+            raise retired_error(address)
         if (chain_id, address) in view.keys and not can_sign(view, address):
             raise UsageError(f"the private key of {address} was lost.", hint="Run: oncesign keys import")
         await self._do(partial(plan_change, chain_id=chain_id, address=address, change=enabled, now_ms=now_ms))
