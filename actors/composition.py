@@ -25,7 +25,7 @@ from pipeline.adapters.kafka import Topics
 from pipeline.adapters.ledger import PostgresLedger
 from pipeline.adapters.node import RpcNode
 from pipeline.adapters.outcomes import PostgresOutcomes
-from pipeline.adapters.policies import PostgresPolicies, policy_text
+from pipeline.adapters.policies import PostgresPolicies, policy_of, policy_text
 from pipeline.adapters.postgres_source import PostgresSource, driver
 from pipeline.adapters.round_writer import KafkaRoundWriter
 from pipeline.adapters.secret_file import secret_of
@@ -36,8 +36,7 @@ from pipeline.assignment.manager import KeyManager
 from pipeline.clock import SystemClock
 from pipeline.custody.kek_ring import KekRing
 from pipeline.errors import SecretFileError, SettingError
-from pipeline.ethereum.policy import NO_POLICY, Policy
-from pipeline.ethereum.policy_file import read_policy
+from pipeline.ethereum.policy import Policy
 from pipeline.ports import Assigner, Signers
 from pipeline.service.desk import Leading
 from pipeline.service.server import Server
@@ -156,7 +155,7 @@ async def current_policy(settings: Settings, source: SourceSettings) -> Policy |
 def budgets(settings: Settings) -> dict[str, Budget]:
     """Of the sources whose policy has one. Raises InputFileError."""
     files = {source.name: source.policy_file for source in settings.sources if source.policy_file is not None}
-    policies = {name: read_policy(str(file), policy_text(file), NO_POLICY) for name, file in files.items()}
+    policies = {name: policy_of(file) for name, file in files.items()}
     bounds = {name: (policy.budget, policy.period_s) for name, policy in policies.items()}
     return {name: Budget(wei, seconds * 1000) for name, (wei, seconds) in bounds.items() if wei is not None and seconds}
 

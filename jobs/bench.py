@@ -50,9 +50,9 @@ def policy(
 ) -> None:
     """Drain rows without and with a policy, in turn, and compare the rates."""
     from jobs.bench_policy import bench
-    from pipeline.adapters.policies import policy_text
+    from pipeline.adapters.policies import policy_of
 
-    policy_text(file)
+    policy_of(file)
     emit_fields(bench(resolve(load_settings()), file, count, rounds), as_json=json)
 
 

@@ -26,9 +26,9 @@ TITLES = ("source", "version", "set_at", "text")
 @app.command()
 def check(file: Annotated[Path, typer.Argument(help="A policy, TOML.")]) -> None:
     """Read a policy as `sign` does, and say what is wrong with it, by line."""
-    from pipeline.adapters.policies import policy_text
+    from pipeline.adapters.policies import policy_of
 
-    policy_text(file)
+    policy_of(file)
     say(f"{file} is a policy. Next: name it as policy_file of a source in ONCESIGN_SOURCES")
 
 

@@ -19,7 +19,7 @@ async def before_signing(settings: Settings) -> None:
     """
     from actors import composition
     from jobs.desk import etcd_client
-    from pipeline.adapters.policies import policy_text
+    from pipeline.adapters.policies import policy_of
     from pipeline.assignment import startup
     from pipeline.assignment.paths import Paths
     from pipeline.stages import intake
@@ -34,7 +34,7 @@ async def before_signing(settings: Settings) -> None:
     require_keys(settings, view)
     for source in settings.sources:
         if source.policy_file is not None:
-            policy_text(source.policy_file)
+            policy_of(source.policy_file)
     intake.load_keks(settings.kek_path, view)
     used = frozenset(stream.source for stream, held in view.streams.items() if held.record.seq > 0)
     async with composition.topics(settings) as topics:

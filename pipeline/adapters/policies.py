@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,8 +30,19 @@ class PolicyVersion:
     text: str
 
 
+def policy_of(path: Path) -> Policy:
+    """What a file holds, no version of it yet. Raises InputFileError, with the line of what is wrong."""
+    return read_policy(str(path), _text(path), NO_POLICY)
+
+
 def policy_text(path: Path) -> str:
     """What a file holds, if it is a policy. Raises InputFileError, with the line of what is wrong."""
+    text = _text(path)
+    read_policy(str(path), text, NO_POLICY)
+    return text
+
+
+def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             raw = file.read(TEXT_MAX_BYTES + 1)
@@ -42,7 +53,6 @@ def policy_text(path: Path) -> str:
         raise InputFileError(f"{path}: is not text.", hint=HINT) from error
     if len(raw) > TEXT_MAX_BYTES:
         raise InputFileError(f"{path}: is larger than {TEXT_MAX_BYTES // 1024**2} MiB.", hint=HINT)
-    read_policy(str(path), text, NO_POLICY)
     return text
 
 
@@ -55,13 +65,13 @@ class PostgresPolicies:
 
     async def version(self, source: str, text: str) -> Policy:
         """See stages.policies.Policies."""
-        read_policy(source, text, 0)  # nothing is kept that cannot be read
+        policy = read_policy(source, text, NO_POLICY)  # nothing is kept that cannot be read
         async with self._database.cursor() as cursor:
             with effect("postgres", "policy_version"):
                 await cursor.execute(VERSION, (source, text))
                 rows: list[Any] = await cursor.fetchall()
         [[version]] = rows
-        return read_policy(source, text, int(version))
+        return replace(policy, version=int(version))
 
     async def versions(self, source: str) -> Mapping[int, Policy]:
         """See stages.policies.Policies."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.assignment.records import StreamRecord
 from pipeline.errors import AmbiguousRound, DependencyDown, RoundAborted, StreamHalted
 from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
-from pipeline.ethereum.policy import NO_POLICY, Policy, applied
+from pipeline.ethereum.policy import Policy, applied
 from pipeline.journal import Journal
 from pipeline.ports import Clock, ReaderPosition, Source, StreamWriter
 from pipeline.settings import ReaderSettings
@@ -199,8 +199,7 @@ def batches_of(
     for part in cut(rows, settings.batch_rows_max, settings.batch_bytes_max):
         cursor = last_cursor(part)
         seq += 1
-        version = policy.version if policy is not None else NO_POLICY
-        header = BatchHeader(stream, seq, prev, cursor, chain_id, position.system_id, version)
+        header = BatchHeader(stream, seq, prev, cursor, chain_id, position.system_id)
         batches.append(judged(header, part.select(COLUMNS.names), policy))
         prev = cursor
         if len(batches) == FETCH_BATCHES:
@@ -209,8 +208,10 @@ def batches_of(
 
 
 def judged(header: BatchHeader, rows: pa.RecordBatch, policy: Policy | None) -> Batch:
-    """A batch of rows as the source has them, after its policy."""
-    return Batch.build(header, rows if policy is None else applied(policy, rows))
+    """A batch of rows as the source has them, after its policy; its header says which."""
+    if policy is None:
+        return Batch.build(header, rows)
+    return Batch.build(replace(header, policy=policy.version), applied(policy, rows))
 
 
 def last_cursor(rows: pa.RecordBatch) -> Cursor:

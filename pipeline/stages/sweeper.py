@@ -11,13 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pipeline.assignment.records import NOWHERE, Assignment
 from pipeline.errors import DeploymentHalted, MalformedBatch, OncesignError, ProducerFenced
 from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
-from pipeline.ethereum.policy import NO_POLICY
 from pipeline.ethereum.signed import header_of
 from pipeline.journal import Journal
 from pipeline.ports import Assigned, Assigner, AssignRequest, BatchLog, Clock, RoundWriter, Signers, Source
@@ -252,10 +251,9 @@ class Sweeper:
             await source.system_id(),
         )
         rows = table.select(COLUMNS.names).combine_chunks().to_batches()
-        policies = await self._ports.policies.versions(name) if rows else {}
-        for policy in (*policies.values(), None) if rows else ():  # only one of them makes the digest
-            version = NO_POLICY if policy is None else policy.version
-            batch = judged(replace(header, policy=version), rows[0], policy)
+        policies = [*(await self._ports.policies.versions(name)).values(), None] if rows else []
+        for policy in policies:  # only one of them makes the digest
+            batch = judged(header, rows[0], policy)
             if batch.digest == assignment.digest:
                 return batch.encode()
         raise MalformedBatch(

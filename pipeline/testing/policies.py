@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from pipeline.ethereum.policy import Policy
+from pipeline.ethereum.policy import NO_POLICY, Policy
 from pipeline.ethereum.policy_file import read_policy
 from pipeline.testing.database import Database
 
@@ -18,14 +19,14 @@ class TwinPolicies:
 
     async def version(self, source: str, text: str) -> Policy:
         """See stages.policies.Policies."""
-        read_policy(source, text, 0)
-        return await self._database.ask("policy_version", lambda: self._version(source, text))
+        policy = read_policy(source, text, NO_POLICY)
+        return replace(policy, version=await self._database.ask("policy_version", lambda: self._version(source, text)))
 
-    def _version(self, source: str, text: str) -> Policy:
+    def _version(self, source: str, text: str) -> int:
         texts = self.texts.setdefault(source, [])
         if not texts or texts[-1] != text:
             texts.append(text)
-        return read_policy(source, text, len(texts))
+        return len(texts)
 
     async def versions(self, source: str) -> Mapping[int, Policy]:
         """See stages.policies.Policies."""
