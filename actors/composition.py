@@ -279,19 +279,24 @@ def rpc_url(settings: Settings) -> SecretStr:
     return SecretStr(secret_of(file, "the URL of an Ethereum node"))
 
 
+def node(settings: Settings, url: SecretStr) -> RpcNode:
+    """The node of a URL; of an empty one, that of the settings. Raises SettingError, SecretFileError."""
+    return RpcNode(url if url.get_secret_value() else rpc_url(settings), settings.broadcast.timeout_s)
+
+
 @asynccontextmanager
 async def broadcaster(settings: Settings, url: SecretStr) -> AsyncIterator[Broadcaster]:
     """For the chain of that node. Raises SettingError for a chain of no source, NodeUnavailable."""
     async with AsyncExitStack() as stack:
-        node = RpcNode(url, settings.broadcast.timeout_s)
-        stack.push_async_callback(node.close)
-        chain_id = await node.chain_id()
+        client = node(settings, url)
+        stack.push_async_callback(client.close)
+        chain_id = await client.chain_id()
         if chain_id not in {source.chain_id for source in settings.sources}:
             known = ", ".join(f"{source.name} has chain {source.chain_id}" for source in settings.sources)
             raise SettingError("--rpc", f"is a node of chain {chain_id}", hint=f"Source {known}.")
         broadcasts = PostgresBroadcasts(settings.postgres)
         stack.push_async_callback(broadcasts.close)
-        ports = BroadcasterPorts(node, _log(stack, settings), broadcasts, CLOCK)
+        ports = BroadcasterPorts(client, _log(stack, settings), broadcasts, CLOCK)
         yield Broadcaster(ports, chain_id, settings.broadcast)
 
 

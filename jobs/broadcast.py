@@ -38,14 +38,11 @@ def broadcast(
     json: Json = False,
 ) -> None:
     """Send verified transactions to an Ethereum node, each sender's in nonce order, until they are mined."""
-    from actors import composition
-
     settings = resolve(load_settings(), ["postgres", "kafka"])
     if confirmations is not None:
         chosen = settings.broadcast.model_copy(update={"confirmations": confirmations})
         settings = settings.model_copy(update={"broadcast": chosen})
-    url = SecretStr(rpc) if rpc else composition.rpc_url(settings)
-    summary = asyncio.run(_broadcast(settings, url, until_mined=until_mined))
+    summary = asyncio.run(_broadcast(settings, SecretStr(rpc), until_mined=until_mined))
     refused = summary.pop("refused")
     if json:
         emit(summary | {"refused": refused})

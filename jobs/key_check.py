@@ -8,7 +8,6 @@ from pydantic import SecretStr
 
 from jobs.desk import etcd_view
 from pipeline.adapters.ledger import PostgresLedger
-from pipeline.adapters.node import RpcNode
 from pipeline.assignment.records import KeyState
 from pipeline.errors import NonceMismatch
 from pipeline.settings import Settings
@@ -23,7 +22,7 @@ async def compared(settings: Settings, chain_id: int, rpc: SecretStr) -> list[Co
         records = [held.record for (chain, _), held in sorted(view.keys.items()) if chain == chain_id]
     keys = [key for key in records if key.state is not KeyState.RETIRED]
     ledger = PostgresLedger(settings.postgres)
-    node = RpcNode(rpc if rpc.get_secret_value() else composition.rpc_url(settings), settings.broadcast.timeout_s)
+    node = composition.node(settings, rpc)
     try:
         return await compare(node, chain_id, keys, await ledger.first_nonces(chain_id))
     finally:

@@ -9,7 +9,6 @@ from pydantic import SecretStr
 from jobs.desk import etcd_view
 from jobs.keys import pool_keks
 from pipeline.adapters.ledger import PostgresLedger
-from pipeline.adapters.node import RpcNode
 from pipeline.assignment.records import KeyState
 from pipeline.clock import SystemClock
 from pipeline.errors import KeyNotInPool, UsageError
@@ -32,7 +31,7 @@ async def filled(
     if held.record.state is not KeyState.DISABLED:  # what it gives out next could change meanwhile
         raise UsageError(f"{address} is {held.record.state.value}.", hint=f"Run: oncesign keys drain {address}")
     ledger = PostgresLedger(settings.postgres)
-    node = RpcNode(rpc if rpc.get_secret_value() else composition.rpc_url(settings), settings.broadcast.timeout_s)
+    node = composition.node(settings, rpc)
     key = keks.unseal(sealed, address)
     try:
         await require_chain(node, chain_id)
