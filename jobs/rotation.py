@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,7 +55,7 @@ class Rotation:
             say(f"made KEK {made.id.hex()} in {next_of(self._path)}; keep a copy of it")
         keks = KekRing(self._path)
         await self._await_signers(keks.id.hex())
-        resealed = await self._reseal(keks)
+        resealed = await _until_none(partial(self._reseal, keks))
         self._turn()
         say(f"KEK {keks.id.hex()} is in {self._path} now, the one from before in {previous_of(self._path)}")
         return {"kek": keks.id.hex(), "before": before.id.hex(), "resealed": resealed}
@@ -66,13 +68,9 @@ class Rotation:
                 "the key manager has one KEK only.", hint="Add the new one to the Secret: see docs/operations.md"
             )
         await self._await_signers(known[0])
-        resealed = 0
-        for _ in range(PASSES_MAX):
-            resealed += (found := await desk.reseal_all())
-            if not found:
-                say(f"every key is sealed by KEK {known[0]}. Next: make it the Secret's `kek`: see docs/operations.md")
-                return {"kek": known[0], "before": known[1], "resealed": resealed}
-        raise RuntimeFault("keys keep being sealed by the KEK from before.", hint="Who else imports keys?")
+        resealed = await _until_none(desk.reseal_all)
+        say(f"every key is sealed by KEK {known[0]}. Next: make it the Secret's `kek`: see docs/operations.md")
+        return {"kek": known[0], "before": known[1], "resealed": resealed}
 
     def _require_room(self, current: Kek) -> None:
         """The KEK of the last rotation is not overwritten; one that was interrupted has left the current one there."""
@@ -84,16 +82,12 @@ class Rotation:
             )
 
     async def _reseal(self, keks: KekRing) -> int:
-        resealed = 0
-        for _ in range(PASSES_MAX):
-            async with etcd_view(self._settings) as view:
-                keys = intake.resealed(view, keks)
-            if not keys:
-                return resealed
+        async with etcd_view(self._settings) as view:
+            keys = intake.resealed(view, keks)
+        if keys:
             async with key_desk(self._settings) as desk:
                 await desk.reseal(keys)
-            resealed += len(keys)
-        raise RuntimeFault("keys keep being sealed by the KEK from before.", hint="Who else imports keys?")
+        return len(keys)
 
     def _turn(self) -> None:
         """At no moment is there no FILE."""
@@ -130,6 +124,17 @@ def make_kek(path: Path, store: str, key: str) -> Kek:
     if bool(store) != bool(key):
         raise UsageError("--store and --key belong together.")
     return Kek.wrapped(path, store, key) if store else Kek.create(path)
+
+
+async def _until_none(reseal: Callable[[], Awaitable[int]]) -> int:
+    """How many keys were sealed anew, by the time that a pass found none. Raises RuntimeFault."""
+    resealed = 0
+    for _ in range(PASSES_MAX):
+        found = await reseal()
+        if not found:
+            return resealed
+        resealed += found
+    raise RuntimeFault("keys keep being sealed by the KEK from before.", hint="Who else imports keys?")
 
 
 def _sync(folder: Path) -> None:
