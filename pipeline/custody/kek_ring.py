@@ -76,13 +76,18 @@ class KekRing:
             key.wipe()
 
     def _read(self) -> Kek:
-        beside = [Kek.load(file) for file in (next_of(self._path), previous_of(self._path)) if file.exists()]
+        following = _beside(next_of(self._path))
+        previous = _beside(previous_of(self._path))
         current = Kek.load(self._path)
-        self._known |= {kek.id: kek for kek in (current, *beside)}
-        return beside[0] if next_of(self._path).exists() else current
+        self._known |= {kek.id: kek for kek in (current, following, previous) if kek is not None}
+        return current if following is None else following
 
     def __repr__(self) -> str:
         return f"<KekRing {' '.join(known.hex() for known in self.ids)}>"
 
     def __reduce_ex__(self, _protocol: Any) -> NoReturn:
         raise TypeError("a key-encryption key stays in its process")
+
+
+def _beside(path: Path) -> Kek | None:
+    return Kek.load(path) if path.exists() else None

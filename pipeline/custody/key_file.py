@@ -11,7 +11,7 @@ a word.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -57,9 +57,8 @@ class KeyFiles:
         passphrase = b""
         if passphrase_file is not None:
             passphrase = self._read(passphrase_file, "It should hold the BIP-39 passphrase.").rstrip(b"\r\n")
-        derive = _derivation(passphrase)
-        places = [(file, f"{path}/{index}") for file in self.files for index in range(count)]
-        return _distinct([(f"{file}: {at}", derive(file, self._text(file), at)) for file, at in places])
+        at = [f"{path}/{index}" for index in range(count)]
+        return _distinct([named for file in self.files for named in _derived(file, self._text(file), passphrase, at)])
 
     def _read(self, file: Path, hint: str = NOTHING) -> bytes:
         return read_private(file, hint=hint, open_too=self.open_too)
@@ -100,23 +99,18 @@ def _hex_key(name: str, line: str) -> UnsealedKey:
         raise SecretFileError(f"{name}: is not a private key in hex.", hint=NOTHING) from None
 
 
-def _derivation(passphrase: bytes) -> Callable[[Path, str, str], UnsealedKey]:
+def _derived(file: Path, words: str, passphrase: bytes, paths: Sequence[str]) -> list[tuple[str, UnsealedKey]]:
     # Loads eth-account, half a second that no other command should spend.
     from eth_account.hdaccount import key_from_seed, seed_from_mnemonic  # noqa: PLC0415
     from eth_utils.exceptions import ValidationError  # noqa: PLC0415
 
-    seeds: dict[str, bytes] = {}
-
-    def derive(file: Path, words: str, at: str) -> UnsealedKey:
-        try:
-            if str(file) not in seeds:
-                seeds[str(file)] = seed_from_mnemonic(" ".join(words.split()), passphrase.decode("utf-8"))
-            secret = key_from_seed(seeds[str(file)], at)
-        except (ValidationError, ValueError):
-            raise SecretFileError(f"{file}: holds no BIP-39 mnemonic.", hint=NOTHING) from None
-        return UnsealedKey(address_of(secret), secret)
-
-    return derive
+    try:
+        seed = seed_from_mnemonic(" ".join(words.split()), passphrase.decode("utf-8"))
+        secrets = [key_from_seed(seed, path) for path in paths]
+    except (ValidationError, ValueError):
+        raise SecretFileError(f"{file}: holds no BIP-39 mnemonic.", hint=NOTHING) from None
+    named = zip(paths, secrets, strict=True)
+    return [(f"{file}: {path}", UnsealedKey(address_of(secret), secret)) for path, secret in named]
 
 
 def _distinct(named: Sequence[tuple[str, UnsealedKey]]) -> list[UnsealedKey]:
