@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import datetime as dt
 import sys
 import time
 from enum import StrEnum
@@ -15,7 +14,7 @@ import typer
 from pydantic import SecretStr
 
 from jobs.loading import load_settings
-from jobs.output import Json, emit, emit_list, say
+from jobs.output import Json, emit, emit_list, moment, say
 from pipeline.custody.key_file import PATH as MNEMONIC_PATH
 from pipeline.errors import RuntimeFault, UsageError
 from pipeline.local.resolve import resolve
@@ -265,7 +264,7 @@ def row_of(key: KeyRecord) -> dict[str, Any]:
         "chain_id": key.chain_id,
         "state": key.state.value,
         "next_nonce": key.next_nonce,
-        "since": dt.datetime.fromtimestamp(key.since_unix_ms / 1000, dt.UTC).isoformat(timespec="milliseconds"),
+        "since": moment(key.since_unix_ms),
         "uses": key.uses,
         "holder": f"{holder.worker} on {holder.node} for {holder.stream} batch {holder.seq}" if holder else None,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import select
 import sys
@@ -56,6 +57,11 @@ def emit_fields(fields: dict[str, Any], *, as_json: bool) -> None:
 def say(text: str) -> None:
     """For the person at the terminal, not for a pipe."""
     sys.stderr.write(text + "\n")
+
+
+def moment(unix_ms: int) -> str:
+    """In UTC, by ISO 8601, to the millisecond."""
+    return dt.datetime.fromtimestamp(unix_ms / 1000, dt.UTC).isoformat(timespec="milliseconds")
 
 
 @contextmanager

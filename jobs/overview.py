@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 from actors import composition
 from jobs.checks import outcome_counts
 from jobs.desk import etcd_view
+from jobs.output import moment
 from pipeline.adapters.batch_log import KafkaBatchLog
 from pipeline.adapters.broadcasts import PostgresBroadcasts
 from pipeline.adapters.ledger import PostgresLedger
@@ -48,15 +48,11 @@ def spending(budgets: Mapping[str, Budget], records: Iterable[StreamRecord], now
         name: {
             "spent_wei": str(budget.spent([record for record in streams if record.stream.source == name], now_ms)),
             "of_wei": str(budget.wei),
-            "until": _time(budget.since(now_ms) + budget.period_ms),
+            "until": moment(budget.since(now_ms) + budget.period_ms),
         }
         for name, budget in budgets.items()
     }
     return {"budgets": told} if told else {}
-
-
-def _time(unix_ms: int) -> str:
-    return dt.datetime.fromtimestamp(unix_ms / 1000, dt.UTC).isoformat(timespec="milliseconds")
 
 
 async def assignments(settings: Settings) -> list[dict[str, Any]]:
@@ -70,7 +66,7 @@ async def assignments(settings: Settings) -> list[dict[str, Any]]:
             "count": a.count,
             "worker": a.worker,
             "node": a.node,
-            "since": _time(a.since_unix_ms),
+            "since": moment(a.since_unix_ms),
             "fence": a.fence,
         }
         for a in await read_assignments(settings)
