@@ -1,4 +1,4 @@
-"""A key manager's world for the tests that ask for it."""
+"""A key manager's world, and a whole flow's, for the tests that ask for it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.unit.flow_world import Flow
 from tests.unit.manager_world import World
 
 
@@ -16,3 +17,11 @@ async def world() -> AsyncIterator[World]:
     for node in made.nodes:
         node.store.down = False
         await made.clock.until(node.manager.stop())
+
+
+@pytest.fixture
+async def flow() -> AsyncIterator[Flow]:
+    made = Flow()
+    await made.start()
+    yield made
+    await made.end()

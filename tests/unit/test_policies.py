@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -20,14 +19,6 @@ from tests.unit.flow_world import BATCHES, Flow
 from tests.unit.test_sweeper import ROWS, passed_over, unpublished
 
 NO_VALUE, NO_CREATION = "value_max_wei = 0", "creations = false\nselectors = []"
-
-
-@pytest.fixture
-async def flow() -> AsyncIterator[Flow]:
-    made = Flow()
-    await made.start()
-    yield made
-    await made.end()
 
 
 async def test_a_repeat_denies_what_was_denied_then(flow: Flow) -> None:

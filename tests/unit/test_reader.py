@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -19,14 +18,6 @@ from pipeline.testing.network import Moment
 from tests.unit.flow_world import BATCHES, CHAIN, GROUP, SHARDS, A, B, Fault, Flow
 
 ROWS = 60
-
-
-@pytest.fixture
-async def flow() -> AsyncIterator[Flow]:
-    made = Flow()
-    await made.start()
-    yield made
-    await made.end()
 
 
 def rows_of(batches: list[Batch]) -> list[int]:
