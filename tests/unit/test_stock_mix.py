@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
+from pipeline.ethereum.policy import CODES
 from pipeline.ethereum.reasons import Reason
 from pipeline.ethereum.validity import judge
 from pipeline.stock.mix import APPROVE, SPOILERS, TRANSFER, Mix
@@ -16,7 +17,7 @@ from pipeline.stock.row import Row
 from pipeline.stream import START, Cursor, Stream
 from pipeline.testing.source import TwinSource
 
-CANNOT_BE_A_ROW = {Reason.SIGNABLE, Reason.TO_MALFORMED, Reason.SIGNING_FAILED}
+CANNOT_BE_A_ROW = {Reason.SIGNABLE, Reason.TO_MALFORMED, Reason.SIGNING_FAILED, *CODES}
 
 
 async def verdicts(rows: list[Row], chain_id: int = 1) -> list[Reason]:

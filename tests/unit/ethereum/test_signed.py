@@ -90,13 +90,29 @@ def test_a_repeat_differs_in_its_worker_alone(signed: SignedColumns) -> None:
     assert {**other_fields, "worker": HEADER.worker} == fields
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(SignedHeader) if field.name != "stream"])
+ALWAYS = [field.name for field in dataclasses.fields(SignedHeader) if field.name not in {"stream", "policy"}]
+
+
+@pytest.mark.parametrize("name", ALWAYS)
 def test_metadata_that_lacks_a_field_is_refused(signed: SignedColumns, name: str) -> None:
     rows, fields = read_ipc(SignedRecord.build(HEADER, signed).encode())
     value = write_ipc(rows, {key: text for key, text in fields.items() if key != name})
     for read in (SignedRecord.decode, header_of):
         with pytest.raises(MalformedBatch):
             read(value)
+
+
+def test_the_policy_of_its_batch_travels_with_it(signed: SignedColumns) -> None:
+    header = dataclasses.replace(HEADER, policy=4)
+    value = SignedRecord.build(header, signed).encode()
+    assert SignedRecord.decode(value).header == header == header_of(value)
+    with pytest.raises(MalformedBatch):
+        header_of(write_ipc(*_with(value, policy="four")))
+
+
+def _with(value: bytes, **fields: str) -> tuple[Any, dict[str, str]]:
+    rows, found = read_ipc(value)
+    return rows, found | fields
 
 
 @pytest.mark.parametrize("change", [{"codec": "2"}, {"count": "39"}, {"count": "x"}, {"fence": ""}, {"seq": "1.5"}])
@@ -157,8 +173,8 @@ def test_a_rejection_comes_back_as_it_was() -> None:
 
 def test_a_rejection_is_the_public_contract() -> None:
     assert REJECTION.to_json().decode() == (
-        '{"chain_id":1,"detail":"type 9; known are 0 legacy, 1 access list, 2 fee market","reason":"unknown_type",'
-        '"rejected_at":1700000000000,"rules_version":1,"seq":7,"shard":3,"source":"payouts","tx_id":42}'
+        '{"chain_id":1,"detail":"type 9; known are 0 legacy, 1 access list, 2 fee market","policy":0,'
+        '"reason":"unknown_type","rejected_at":1700000000000,"rules_version":1,"seq":7,"shard":3,"source":"payouts","tx_id":42}'
     )
 
 
