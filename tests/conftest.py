@@ -16,6 +16,8 @@ from pydantic import SecretStr
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from pipeline.local.etcd import etcd_binary
+from pipeline.local.kafka import kafka_jars
 from pipeline.local.stack import Stack
 from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings
 from tests.databases import fresh, make_template
@@ -35,6 +37,13 @@ LOWEST = 19
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--node", default="anvil", help="the Ethereum node of the broadcast: anvil, or geth (built once)")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """What is built and downloaded once must not count as a test's time. Raises RuntimeFault."""
+    if session.config.getoption("numprocesses") and "PYTEST_XDIST_WORKER" not in os.environ:
+        etcd_binary()
+        kafka_jars()
 
 
 class TwoSides(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
