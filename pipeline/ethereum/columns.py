@@ -74,6 +74,58 @@ class Columns(NamedTuple):
         )
 
 
+class Extras(NamedTuple):
+    """What blob and set-code transactions have beside Columns, of the same n rows. As strict as those."""
+
+    blob_fee: NDArray[np.uint64]  #: (n,) wei per blob gas
+    blob_fee_valid: U8  #: (n,)
+    blobs_valid: U8  #: (n,) 0 = no list of blobs
+    blob_offsets: NDArray[np.int32]  #: (n + 1,) into blob_hashes
+    blob_hashes: U8  #: (m, 32)
+    auths_valid: U8  #: (n,) 0 = no list of authorizations
+    auth_offsets: NDArray[np.int32]  #: (n + 1,) into the arrays below
+    auth_chain_ids: NDArray[np.uint64]  #: (k,)
+    auth_addresses: U8  #: (k, 20)
+    auth_nonces: NDArray[np.uint64]  #: (k,)
+    auth_parities: U8  #: (k,)
+    auth_r: U8  #: (k, 32) big-endian
+    auth_s: U8  #: (k, 32) big-endian
+
+    @classmethod
+    def of(cls, rows: pa.RecordBatch) -> Extras:
+        """Of a record batch of ethereum.batch.WIDE."""
+        fees = rows.column("max_fee_per_blob_gas")
+        blob_fee, blob_fee_valid = _nullable(_numbers(fees, np.uint64), fees)
+        blobs, auths = rows.column("blob_hashes"), rows.column("authorization_list")
+        blob_offsets, hashes = _list(blobs)
+        auth_offsets, entries = _list(auths)
+        return cls(
+            blob_fee=blob_fee,
+            blob_fee_valid=blob_fee_valid,
+            blobs_valid=_valid(blobs),
+            blob_offsets=blob_offsets,
+            blob_hashes=_fixed(hashes, 32),
+            auths_valid=_valid(auths),
+            auth_offsets=auth_offsets,
+            auth_chain_ids=_numbers(entries.field("chain_id"), np.uint64),
+            auth_addresses=_fixed(entries.field("address"), 20),
+            auth_nonces=_numbers(entries.field("nonce"), np.uint64),
+            auth_parities=_numbers(entries.field("y_parity"), np.uint8),
+            auth_r=_fixed(entries.field("r"), 32),
+            auth_s=_fixed(entries.field("s"), 32),
+        )
+
+    @classmethod
+    def none(cls, count: int) -> Extras:
+        """Of rows that have none of it."""
+        zeros, no_bytes = _frozen(np.zeros(count, np.uint8)), np.zeros(0, np.uint8)
+        wide, offsets, no_words = np.zeros(count, np.uint64), np.zeros(count + 1, np.int32), np.zeros(0, np.uint64)
+        hashes, addresses = _frozen(no_bytes.reshape(0, 32)), _frozen(no_bytes.reshape(0, 20))
+        lists = zeros, _frozen(offsets)
+        authorizations = _frozen(no_words), addresses, _frozen(no_words), _frozen(no_bytes), hashes, hashes
+        return cls(_frozen(wide), zeros, *lists, hashes, *lists, *authorizations)
+
+
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:
     """Contiguous and read-only, so that compiled loops see one type of array."""
     array = np.ascontiguousarray(array)

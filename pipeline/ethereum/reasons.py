@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 
 class Reason(IntEnum):
@@ -31,13 +32,27 @@ class Reason(IntEnum):
     POLICY_FEE_CAP = 20
     POLICY_GAS_LIMIT = 21
     POLICY_SELECTOR = 22
+    SENDER_MALFORMED = 23
+    SENDER_UNKNOWN = 24
+    SENDER_DISABLED = 25
+    SENDER_SET_APART = 26
+    CREATION_NOT_ALLOWED = 27
+    BLOBS_MALFORMED = 28
+    BLOBS_NOT_ALLOWED = 29
+    AUTHORIZATIONS_MALFORMED = 30
+    AUTHORIZATIONS_NOT_ALLOWED = 31
+    AUTHORIZATION_WITHOUT_EFFECT = 32
 
     @property
     def is_of_row(self) -> bool:
-        """Whether a batch may carry it: not what only signing finds out."""
-        return self is not Reason.SIGNING_FAILED
+        """Whether a batch may carry it: not what only assigning or signing finds out."""
+        return self not in {Reason.SIGNING_FAILED, *OF_SENDER}
 
     @property
     def code(self) -> str:
         """The stable name, such as `intrinsic_gas_above_gas_limit`."""
         return self.name.lower()
+
+
+OF_SENDER: Final = frozenset({Reason.SENDER_UNKNOWN, Reason.SENDER_DISABLED, Reason.SENDER_SET_APART})
+"""Why a pinned sender is not lent; decided, for a whole batch, where it would be."""
