@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from pipeline.errors import UsageError
 from pipeline.ethereum import kernel
-from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
+from pipeline.ethereum.batch import BLOB_TYPE, EXTRA_COLUMNS, SET_CODE_TYPE, Batch, BatchHeader
 from pipeline.ethereum.compiled import compiled
 from pipeline.ethereum.secp256k1 import LIBRARY, SIGNATURE_STRUCT_BYTES, sign_opaque
 from pipeline.stream import START, Stream
@@ -90,10 +90,11 @@ def bench(count: int = COUNT, rounds: int = ROUNDS) -> dict[str, Any]:
 
 
 def contest(rows: Sequence[Row]) -> Contest:
-    """The rows as a batch."""
-    arrays = [pa.array([row[field.name] for row in rows], field.type) for field in COLUMNS]
-    header = BatchHeader(Stream("bench", 0), 1, START, START, CHAIN_ID, "")
-    return Contest(Batch.build(header, pa.RecordBatch.from_arrays(arrays, schema=COLUMNS)), rows)
+    """The rows as a batch, a wide one when there are blob or set-code rows."""
+    wide = EXTRA_COLUMNS.names[0] in rows[0]
+    header = BatchHeader(Stream("bench", 0), 1, START, START, CHAIN_ID, "", wide=wide)
+    arrays = [pa.array([row[field.name] for row in rows], field.type) for field in header.schema]
+    return Contest(Batch.build(header, pa.RecordBatch.from_arrays(arrays, schema=header.schema)), rows)
 
 
 def mixed_rows(count: int) -> list[Row]:
@@ -103,10 +104,17 @@ def mixed_rows(count: int) -> list[Row]:
 
 
 def typed_rows(count: int, kind: int) -> list[Row]:
-    """Rows of one type: half transfers, half token transfers; those of type 1 with an access list of one entry."""
+    """Rows of one type: half transfers, half token transfers.
+
+    Those of type 1 have an access list of one entry, those of type 3 have one to six blobs, those of type 4 one or two
+    authorizations.
+    """
     chooser = random.Random(SEED)  # noqa: S311 - as above
     entries = _access_list(chooser, 1) if kind == 1 else None
-    return [_row(chooser, tx_id, kind, _token_call(chooser) if tx_id % 2 else b"", entries) for tx_id in range(count)]
+    return [
+        _row(chooser, tx_id, kind, _token_call(chooser) if tx_id % 2 else b"", entries) | _extras(chooser, kind)
+        for tx_id in range(count)
+    ]
 
 
 def _mixed_row(chooser: random.Random, tx_id: int) -> Row:
@@ -133,10 +141,33 @@ def _row(chooser: random.Random, tx_id: int, kind: int, data: bytes = b"", entri
         "value": chooser.randint(0, 10**19).to_bytes(32, "big"),
         "gas_limit": chooser.randint(21_000, 10**7),
         "max_fee_per_gas": fee,
-        "max_priority_fee_per_gas": chooser.randint(0, fee) if kind == 2 else None,
+        "max_priority_fee_per_gas": chooser.randint(0, fee) if kind >= 2 else None,
         "data": data,
         "access_list": entries,
         "defect": 0,
+    }
+
+
+def _extras(chooser: random.Random, kind: int) -> Row:
+    """What a row of a wide batch has beside; nothing for the types that need none."""
+    if kind == BLOB_TYPE:
+        hashes = [b"\x01" + chooser.randbytes(31) for _ in range(chooser.randint(1, 6))]
+        return {"max_fee_per_blob_gas": chooser.randint(1, 10**11), "blob_hashes": hashes, "authorization_list": None}
+    if kind == SET_CODE_TYPE:
+        entries = [_authorization(chooser) for _ in range(chooser.randint(1, 2))]
+        return {"max_fee_per_blob_gas": None, "blob_hashes": None, "authorization_list": entries}
+    return {}
+
+
+def _authorization(chooser: random.Random) -> Row:
+    """In form; nobody signed it."""
+    return {
+        "chain_id": CHAIN_ID,
+        "address": chooser.randbytes(20),
+        "nonce": chooser.randint(0, 1_000),
+        "y_parity": chooser.randint(0, 1),
+        "r": chooser.randint(1, 2**255).to_bytes(32, "big"),
+        "s": chooser.randint(1, 2**254).to_bytes(32, "big"),
     }
 
 
@@ -191,7 +222,7 @@ def eth_account_request(row: Row, nonce: int) -> Row:
         "gas": row["gas_limit"],
         "data": row["data"],
     }
-    if row["type"] == 2:
+    if row["type"] >= 2:
         request |= {"maxFeePerGas": row["max_fee_per_gas"], "maxPriorityFeePerGas": row["max_priority_fee_per_gas"]}
     else:
         request |= {"gasPrice": row["max_fee_per_gas"]}
@@ -204,7 +235,27 @@ def eth_account_request(row: Row, nonce: int) -> Row:
                 for e in entries
             ],
         }
-    return request
+    return request | _extra_request(row)
+
+
+def _extra_request(row: Row) -> Row:
+    if row["type"] == BLOB_TYPE:
+        return {"maxFeePerBlobGas": row["max_fee_per_blob_gas"], "blobVersionedHashes": row["blob_hashes"]}
+    if row["type"] == SET_CODE_TYPE:
+        return {
+            "authorizationList": [
+                {
+                    "chainId": e["chain_id"],
+                    "address": e["address"],
+                    "nonce": e["nonce"],
+                    "yParity": e["y_parity"],
+                    "r": int.from_bytes(e["r"], "big"),
+                    "s": int.from_bytes(e["s"], "big"),
+                }
+                for e in row["authorization_list"]
+            ]
+        }
+    return {}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

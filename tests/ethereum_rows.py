@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from sha3 import keccak_256
 
 from jobs.bench_kernel import eth_account_request
-from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
+from pipeline.ethereum.batch import COLUMNS, WIDE, Batch, BatchHeader
+from pipeline.ethereum.decoding import HALF_ORDER, ORDER
 from pipeline.ethereum.kernel import SignedColumns
 from pipeline.stream import Cursor, Stream
 
@@ -28,8 +30,24 @@ WEI: Final = (*BOUNDARIES, 2**64, 2**128 - 1, 2**248 - 1, 2**255, 2**256 - 1)
 LENGTHS: Final = (0, 1, 2, 31, 32, 54, 55, 56, 57, 68, 135, 136, 137, 255, 256, 257, 1000, 65_535, 65_536)
 
 
+BLOB_HASH: Final = b"\x01" + b"\x77" * 31
+
+
+def authorization(**changes: Any) -> Row:
+    """An entry of an authorization list that breaks no rule; nobody signed it."""
+    plain: Row = {
+        "chain_id": CHAIN_ID,
+        "address": b"\x55" * 20,
+        "nonce": 3,
+        "y_parity": 1,
+        "r": wei(ORDER - 1),
+        "s": wei(HALF_ORDER),
+    }
+    return plain | changes
+
+
 def row(**changes: Any) -> Row:
-    """A plain transfer that breaks no rule."""
+    """A plain transfer that breaks no rule. Of types 3 and 4 it has what those need: it fits a wide batch only."""
     plain: Row = {
         "tx_id": 1,
         "type": 2,
@@ -43,8 +61,13 @@ def row(**changes: Any) -> Row:
         "access_list": None,
         "defect": 0,
     }
-    if changes.get("type", 2) != 2:
+    kind = changes.get("type", 2)
+    if kind not in {2, 3, 4}:
         plain["max_priority_fee_per_gas"] = None
+    if kind == 3:
+        plain |= {"max_fee_per_blob_gas": 10**9, "blob_hashes": [BLOB_HASH]}
+    if kind == 4:
+        plain |= {"authorization_list": [authorization()], "gas_limit": 46_000}
     return plain | changes
 
 
@@ -62,8 +85,25 @@ def record_batch(rows: Sequence[Row]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=COLUMNS)
 
 
+def wide_record_batch(rows: Sequence[Row]) -> pa.RecordBatch:
+    """What a row does not have is null."""
+    arrays = [pa.array([row.get(field.name) for row in rows], field.type) for field in WIDE]
+    return pa.RecordBatch.from_arrays(arrays, schema=WIDE)
+
+
 def batch(rows: Sequence[Row], chain_id: int = CHAIN_ID) -> Batch:
     return Batch.build(header(chain_id), record_batch(rows))
+
+
+def wide_batch(rows: Sequence[Row], chain_id: int = CHAIN_ID, sender: str = "") -> Batch:
+    """Of types 0, 1, 2 and 4, or of type 3 alone."""
+    wide = dataclasses.replace(header(chain_id), wide=True, sender=sender)
+    return Batch.build(wide, wide_record_batch(rows))
+
+
+def batch_for(rows: Sequence[Row], chain_id: int = CHAIN_ID) -> Batch:
+    """A wide batch if one of the rows needs it."""
+    return (wide_batch if any(row["type"] > 2 for row in rows) else batch)(rows, chain_id)
 
 
 def address_of(secret: bytes) -> str:
@@ -99,22 +139,41 @@ payloads: Final = st.one_of(
     st.builds(lambda size, byte: bytes([byte]) * size, st.sampled_from(LENGTHS), st.integers(0, 255)),
 )
 nonces: Final = integers(BOUNDARIES, 2**64 - 3)
+blob_hashes: Final = st.lists(
+    st.binary(min_size=31, max_size=31).map(lambda rest: b"\x01" + rest), min_size=1, max_size=6
+)
+authorizations: Final = st.fixed_dictionaries(
+    {
+        "chain_id": integers(BOUNDARIES, 2**64 - 1),
+        "address": addresses,
+        "nonce": integers(BOUNDARIES, 2**64 - 1),
+        "y_parity": st.integers(0, 1),
+        "r": integers(WEI, 2**256 - 1).map(wei),
+        "s": integers(WEI, 2**256 - 1).map(wei),
+    }
+)
 secrets: Final = st.integers(1, 2**252).map(lambda number: number.to_bytes(32, "big"))
 
 
 @st.composite
-def rows(draw: st.DrawFn, chain_id: int = CHAIN_ID) -> Row:
+def rows(draw: st.DrawFn, chain_id: int = CHAIN_ID, kinds: Sequence[int] = (0, 1, 2)) -> Row:
     """Anything that the columns can hold and a node could parse; not all of it is worth sending."""
-    kind = draw(st.sampled_from([0, 1, 2]))
+    kind = draw(st.sampled_from(kinds))
+    extras: Row = {}
+    if kind == 3:
+        extras = {"max_fee_per_blob_gas": draw(integers(BOUNDARIES, 2**64 - 1)), "blob_hashes": draw(blob_hashes)}
+    if kind == 4:
+        extras = {"authorization_list": draw(st.lists(authorizations, min_size=1, max_size=4))}
     return row(
         tx_id=draw(st.integers(-(2**63), 2**63 - 1)),
         type=kind,
         chain_id=chain_id,
-        to=draw(st.one_of(st.none(), addresses)),
+        to=draw(st.one_of(st.none(), addresses) if kind <= 2 else addresses),
         value=wei(draw(integers(WEI, 2**256 - 1))),
         gas_limit=draw(integers(BOUNDARIES, 2**64 - 1)),
         max_fee_per_gas=draw(integers(BOUNDARIES, 2**64 - 1)),
-        max_priority_fee_per_gas=draw(integers(BOUNDARIES, 2**64 - 1)) if kind == 2 else None,
+        max_priority_fee_per_gas=draw(integers(BOUNDARIES, 2**64 - 1)) if kind >= 2 else None,
         data=draw(payloads),
         access_list=draw(st.one_of(st.none(), access_lists)) if kind != 0 else None,
+        **extras,
     )

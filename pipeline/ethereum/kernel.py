@@ -4,10 +4,13 @@
 |---|---|---|---|
 | 0 legacy (EIP-155) | nonce, gas price, G | rlp(F, chain id, 0, 0) | rlp(F, v, r, s) |
 | 1 access list (EIP-2930) | chain id, nonce, gas price, G, access list | 0x01 ‖ rlp(F) | 0x01 ‖ rlp(F, y, r, s) |
-| 2 fee market (EIP-1559) | chain id, nonce, tip, fee cap, G, access list | 0x02 ‖ rlp(F) | 0x02 ‖ rlp(F, y, r, s) |
+| 2 fee market (EIP-1559) | H | 0x02 ‖ rlp(F) | 0x02 ‖ rlp(F, y, r, s) |
+| 3 blob (EIP-4844) | H, blob fee cap, blob hashes | 0x03 ‖ rlp(F) | 0x03 ‖ rlp(F, y, r, s) |
+| 4 set code (EIP-7702) | H, authorizations | 0x04 ‖ rlp(F) | 0x04 ‖ rlp(F, y, r, s) |
 
-G is gas limit, to, value, data; y is the parity of the signature's point, and v = 35 + 2 · chain id + y. F is written
-once, and what differs is put around it.
+G is gas limit, to, value, data, and H is chain id, nonce, tip, fee cap, G, access list; y is the parity of the
+signature's point, and v = 35 + 2 · chain id + y. F is written once, and what differs is put around it. A blob
+transaction is signed without the blobs: what a pool takes beside it, EIP-4844's network wrapper, is not hashed.
 
 `sign` does not validate: it takes the rows that validity.judge left. It does not choose nonces: row k of the signable
 rows gets first_nonce + k. It does not check its own work: ethereum.check does.
@@ -23,11 +26,21 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SigningRefused
 from pipeline.ethereum.batch import Batch, specimen
-from pipeline.ethereum.columns import U8, Columns
+from pipeline.ethereum.columns import U8, Columns, Extras
 from pipeline.ethereum.compiled import compiled
 from pipeline.ethereum.keccak import HASH_WORDS, RATE_BYTES, hash_messages
 from pipeline.ethereum.memory import copy_bytes
-from pipeline.ethereum.rlp import length_size, put_access_list, put_length, put_scalar, put_string, put_uint
+from pipeline.ethereum.rlp import (
+    WORD_SIZE,
+    length_size,
+    put_access_list,
+    put_authorizations,
+    put_length,
+    put_scalar,
+    put_string,
+    put_uint,
+    put_words,
+)
 from pipeline.ethereum.secp256k1 import LIBRARY, SIGNATURE_STRUCT_BYTES, sign_hash
 from pipeline.ethereum.validity import judge
 
@@ -37,9 +50,9 @@ NONCE_END: Final = 2**64 - 1
 
 HEAD_BYTES: Final = 8  # a type byte and a list header of up to 5 bytes
 TAIL_BYTES: Final = 80  # v of up to 9 bytes, r and s of up to 33
-FIELDS_BYTES: Final = 120  # five scalars of up to 9 bytes, an address, the value, the headers of data and access list
+FIELDS_BYTES: Final = 128  # six scalars of up to 9 bytes, an address, the value, the headers of data and two lists
 ENTRY_BYTES: Final = 32  # an address and two list headers of up to 5 bytes
-KEY_BYTES: Final = 33
+AUTHORIZATION_BYTES: Final = 112  # a list header of 2 bytes, two scalars of up to 9, one of 2, an address, r and s
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +109,7 @@ def sign(batch: Batch, signable: NDArray[np.bool_], secret: bytes | bytearray, f
     key = np.zeros(SECRET_BYTES, np.uint8)
     key[:] = np.frombuffer(secret, np.uint8)
     try:
-        return _sign(batch.columns, chosen, key, first_nonce, batch.header.chain_id)
+        return _sign(batch, chosen, key, first_nonce)
     finally:
         key[:] = 0
 
@@ -108,23 +121,26 @@ def warm() -> None:
     sign(batch, np.ones(3, np.bool_), (1).to_bytes(SECRET_BYTES, "big"), 0)
 
 
-def _sign(c: Columns, chosen: NDArray[np.int64], key: U8, first_nonce: int, chain_id: int) -> SignedColumns:
-    count = len(chosen)
-    work = _scratch(_sizes(c, chosen))
+def _sign(batch: Batch, chosen: NDArray[np.int64], key: U8, first_nonce: int) -> SignedColumns:
+    c, x, count = batch.columns, batch.extras, len(chosen)
+    work = _scratch(_sizes(c, x, chosen))
     offsets = np.zeros(count + 1, np.int32)
-    raw = _sign_rows(LIBRARY, key, c, chosen, np.uint64(first_nonce), np.uint64(chain_id), work, offsets)
+    raw = _sign_rows(
+        LIBRARY, key, c, x, chosen, np.uint64(first_nonce), np.uint64(batch.header.chain_id), work, offsets
+    )
     nonce = np.arange(count, dtype=np.uint64) + np.uint64(first_nonce)
     hashes = work.hashes.view(np.uint8)
     return SignedColumns(c.tx_id[chosen], np.ones(count, np.uint8), nonce, hashes, offsets, raw, work.failed)
 
 
-def _sizes(c: Columns, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+def _sizes(c: Columns, x: Extras, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
     """An upper bound of the bytes of each row's fields."""
     data = np.diff(c.data_offsets)[chosen].astype(np.int64)
     entries = np.diff(c.list_offsets)[chosen].astype(np.int64)
-    keys = np.diff(c.key_offsets[c.list_offsets])[chosen].astype(np.int64)
-    bound: NDArray[np.int64] = data + entries * ENTRY_BYTES + keys * KEY_BYTES + FIELDS_BYTES
-    return bound
+    words = (np.diff(c.key_offsets[c.list_offsets]) + np.diff(x.blob_offsets))[chosen].astype(np.int64)
+    authorizations = np.diff(x.auth_offsets)[chosen].astype(np.int64)
+    lists: NDArray[np.int64] = entries * ENTRY_BYTES + words * WORD_SIZE + authorizations * AUTHORIZATION_BYTES
+    return data + lists + FIELDS_BYTES
 
 
 def _scratch(sizes: NDArray[np.int64]) -> _Work:
@@ -148,10 +164,18 @@ def _scratch(sizes: NDArray[np.int64]) -> _Work:
 
 @compiled
 def _sign_rows(  # noqa: PLR0913, PLR0917 - a compiled loop gets all it reads and writes as arguments
-    library: Any, key: Any, rows: Any, chosen: Any, first_nonce: Any, chain_id: Any, work: Any, offsets: Any
+    library: Any,
+    key: Any,
+    rows: Any,
+    extras: Any,
+    chosen: Any,
+    first_nonce: Any,
+    chain_id: Any,
+    work: Any,
+    offsets: Any,
 ) -> Any:
     """Fill `work` and `offsets`; the signed bytes. Stage by stage, because each stage stays in cache by itself."""
-    _put_unsigned(rows, chosen, first_nonce, chain_id, work)
+    _put_unsigned(rows, extras, chosen, first_nonce, chain_id, work)
     hash_messages(work.text, work.starts, work.lengths, work.hashes)
     _sign_hashes(library, key, work.hashes, work.compact, work.recovery_ids, work.failed)
     _put_signed(rows, chosen, chain_id, work, offsets)
@@ -160,12 +184,15 @@ def _sign_rows(  # noqa: PLR0913, PLR0917 - a compiled loop gets all it reads an
 
 
 @compiled
-def _put_unsigned(rows: Any, chosen: Any, first_nonce: Any, chain_id: Any, work: Any) -> None:
+def _put_unsigned(rows: Any, extras: Any, chosen: Any, first_nonce: Any, chain_id: Any, work: Any) -> None:
     """The messages that are signed."""
     # Columns by name, once: a compiled loop that looks into the tuple pays for all of it in each row.
     kinds, to, to_valid, value, gas_limit = rows.type, rows.to, rows.to_valid, rows.value, rows.gas_limit
     max_fee, priority, data_offsets, data = rows.max_fee, rows.priority, rows.data_offsets, rows.data
     list_offsets, addresses, key_offsets, keys = rows.list_offsets, rows.addresses, rows.key_offsets, rows.storage_keys
+    blob_fee, blob_offsets, blob_hashes = extras.blob_fee, extras.blob_offsets, extras.blob_hashes
+    auth_offsets, chain_ids, targets = extras.auth_offsets, extras.auth_chain_ids, extras.auth_addresses
+    nonces, parities, r, s = extras.auth_nonces, extras.auth_parities, extras.auth_r, extras.auth_s
     out, fields, ends, starts, lengths = work.text, work.fields, work.ends, work.starts, work.lengths
     for k in range(len(chosen)):
         row = chosen[k]
@@ -174,7 +201,7 @@ def _put_unsigned(rows: Any, chosen: Any, first_nonce: Any, chain_id: Any, work:
         if kind != 0:
             pos = put_uint(out, pos, chain_id)
         pos = put_uint(out, pos, first_nonce + np.uint64(k))
-        if kind == 2:
+        if kind >= 2:
             pos = put_uint(out, pos, priority[row])
         pos = put_uint(out, pos, max_fee[row])
         pos = put_uint(out, pos, gas_limit[row])
@@ -183,6 +210,12 @@ def _put_unsigned(rows: Any, chosen: Any, first_nonce: Any, chain_id: Any, work:
         pos = put_string(out, pos, data, data_offsets[row], data_offsets[row + 1])
         if kind != 0:
             pos = put_access_list(out, pos, addresses, key_offsets, keys, list_offsets[row], list_offsets[row + 1])
+        if kind == 3:
+            pos = put_uint(out, pos, blob_fee[row])
+            pos = put_words(out, pos, blob_hashes, blob_offsets[row], blob_offsets[row + 1])
+        if kind == 4:
+            first, last = auth_offsets[row], auth_offsets[row + 1]
+            pos = put_authorizations(out, pos, chain_ids, targets, nonces, parities, r, s, first, last)
         ends[k] = pos
         if kind == 0:
             pos = put_uint(out, pos, chain_id)

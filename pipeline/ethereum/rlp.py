@@ -5,12 +5,17 @@ Each function writes at `pos` and returns where the next goes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from pipeline.ethereum.compiled import compiled
 from pipeline.ethereum.memory import copy_bytes
+
+ADDRESS_SIZE: Final = 21
+"""Bytes of 20 with their header."""
+WORD_SIZE: Final = 33
+"""Bytes of 32 with their header."""
 
 
 @compiled
@@ -62,6 +67,27 @@ def put_scalar(out: Any, pos: Any, number: Any) -> Any:
 
 
 @compiled
+def uint_size(number: Any) -> Any:
+    """Bytes that put_uint writes."""
+    size = 1
+    rest = np.uint64(number)
+    if rest >= np.uint64(0x80):
+        while rest > np.uint64(0):
+            rest >>= np.uint64(8)
+            size += 1
+    return size
+
+
+@compiled
+def scalar_size(number: Any) -> Any:
+    """Bytes that put_scalar writes."""
+    first = 0
+    while first < 32 and number[first] == 0:
+        first += 1
+    return 1 if first == 31 and number[31] < 0x80 else 33 - first
+
+
+@compiled
 def put_string(out: Any, pos: Any, source: Any, start: Any, end: Any) -> Any:
     """The byte string source[start:end]."""
     length = end - start
@@ -78,15 +104,61 @@ def put_access_list(out: Any, pos: Any, addresses: Any, key_offsets: Any, keys: 
     """`[[address, [storage key, …]], …]` of entries first … last - 1 (EIP-2930)."""
     payload = 0
     for entry in range(first, last):
-        inner = 33 * (key_offsets[entry + 1] - key_offsets[entry])
-        item = 21 + length_size(inner) + inner
+        inner = WORD_SIZE * (key_offsets[entry + 1] - key_offsets[entry])
+        item = ADDRESS_SIZE + length_size(inner) + inner
         payload += length_size(item) + item
     pos = put_length(out, pos, payload, 0xC0)
     for entry in range(first, last):
-        inner = 33 * (key_offsets[entry + 1] - key_offsets[entry])
-        pos = put_length(out, pos, 21 + length_size(inner) + inner, 0xC0)
+        inner = WORD_SIZE * (key_offsets[entry + 1] - key_offsets[entry])
+        pos = put_length(out, pos, ADDRESS_SIZE + length_size(inner) + inner, 0xC0)
         pos = put_string(out, pos, addresses[entry], 0, 20)
         pos = put_length(out, pos, inner, 0xC0)
         for key in range(key_offsets[entry], key_offsets[entry + 1]):
             pos = put_string(out, pos, keys[key], 0, 32)
     return pos
+
+
+@compiled
+def put_words(out: Any, pos: Any, words: Any, first: Any, last: Any) -> Any:
+    """`[word, …]` of words first … last - 1, 32 bytes each: the blob hashes of EIP-4844."""
+    pos = put_length(out, pos, WORD_SIZE * (last - first), 0xC0)
+    for word in range(first, last):
+        pos = put_string(out, pos, words[word], 0, 32)
+    return pos
+
+
+@compiled
+def put_authorizations(  # noqa: PLR0913, PLR0917 - a compiled loop gets all it reads and writes as arguments
+    out: Any,
+    pos: Any,
+    chain_ids: Any,
+    addresses: Any,
+    nonces: Any,
+    parities: Any,
+    r: Any,
+    s: Any,
+    first: Any,
+    last: Any,
+) -> Any:
+    """`[[chain id, address, nonce, y parity, r, s], …]` of entries first … last - 1 (EIP-7702)."""
+    payload = 0
+    for entry in range(first, last):
+        item = _authorization_size(chain_ids[entry], nonces[entry], parities[entry], r[entry], s[entry])
+        payload += length_size(item) + item
+    pos = put_length(out, pos, payload, 0xC0)
+    for entry in range(first, last):
+        item = _authorization_size(chain_ids[entry], nonces[entry], parities[entry], r[entry], s[entry])
+        pos = put_length(out, pos, item, 0xC0)
+        pos = put_uint(out, pos, chain_ids[entry])
+        pos = put_string(out, pos, addresses[entry], 0, 20)
+        pos = put_uint(out, pos, nonces[entry])
+        pos = put_uint(out, pos, parities[entry])
+        pos = put_scalar(out, pos, r[entry])
+        pos = put_scalar(out, pos, s[entry])
+    return pos
+
+
+@compiled
+def _authorization_size(chain_id: Any, nonce: Any, parity: Any, r: Any, s: Any) -> Any:
+    """Bytes of one entry's fields."""
+    return ADDRESS_SIZE + uint_size(chain_id) + uint_size(nonce) + uint_size(parity) + scalar_size(r) + scalar_size(s)
