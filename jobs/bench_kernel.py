@@ -35,7 +35,7 @@ CHAIN_ID: Final = 1
 SECRET: Final = (0x4F).to_bytes(32, "big")  # known to everyone, and of no account that holds anything
 ETH_ACCOUNT_SHARE: Final = 10  # eth-account signs every tenth row: it is an order of magnitude slower
 
-TYPES: Final = ("legacy", "access_list", "fee_market")
+TYPES: Final = ("legacy", "access_list", "fee_market", "blob", "set_code")
 #: Share of the mix up to which a row is of this form.
 TRANSFER, TOKEN, CALL, CREATION = 0.55, 0.85, 0.95, 0.97
 FEE_MARKET_SHARE: Final = 0.8

@@ -48,6 +48,6 @@ def test_the_mix_is_as_described() -> None:
     assert mixed_rows(50) == rows[:50]
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", range(5))
 def test_rows_of_one_type_are_of_it(kind: int) -> None:
     assert {row["type"] for row in typed_rows(20, kind)} == {kind}
