@@ -1,7 +1,8 @@
 """The verifier's own reader of signed transactions; shares no code with the kernel.
 
-Plain Python, strict: canonical RLP only (Yellow Paper, appendix B), no trailing byte, low s (EIP-2), known types. The
-sender is recovered with coincurve's public API and the hash is pysha3's.
+Plain Python, strict: canonical RLP only (Yellow Paper, appendix B), no trailing byte, low s (EIP-2), known types, and
+what blob and set-code transactions must have (EIP-4844, EIP-7702). The sender is recovered with coincurve's public API
+and the hash is pysha3's.
 """
 
 from __future__ import annotations
@@ -20,12 +21,20 @@ EIP_155_V: Final = 35
 
 Item: TypeAlias = "bytes | list[Item]"
 AccessList: TypeAlias = tuple[tuple[bytes, tuple[bytes, ...]], ...]
+Authorizations: TypeAlias = tuple[tuple[int, bytes, int, int, int, int], ...]
+"""Of each: chain id, address, nonce, y parity, r, s."""
 
 LISTS_DEEP_MAX: Final = 4
-"""Transaction, access list, entry, its storage keys. A bound keeps hostile bytes from Python's recursion limit."""
+"""Transaction, access list, entry, its storage keys: nothing else lies as deep. A bound keeps hostile bytes from
+Python's recursion limit."""
 
-FIELDS: Final = {0: 9, 1: 11, 2: 12}
+FIELDS: Final = {0: 9, 1: 11, 2: 12, 3: 14, 4: 13}
 """How many items a signed transaction of each type has."""
+
+BLOB_HASH_VERSION: Final = 1
+"""First byte of a blob's hash (EIP-4844)."""
+AUTHORIZATION_BITS: Final = (256, 64, 8, 256, 256)
+"""Of the numbers of an authorization; with a larger one the whole transaction is invalid (EIP-7702)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,9 @@ class SignedTx:
     value: int
     data: bytes
     access_list: AccessList
+    blob_fee: int | None  #: wei per blob gas; None but for type 3
+    blob_hashes: tuple[bytes, ...]
+    authorizations: Authorizations
     sender: str
     hash: bytes
 
@@ -65,7 +77,7 @@ def _legacy(raw: bytes, items: list[Item]) -> SignedTx:
     if v < EIP_155_V:
         raise MalformedBatch(f"v is {v}; a legacy transaction must name its chain (EIP-155).")
     chain_id, parity = divmod(v - EIP_155_V, 2)
-    body = b"".join(map(_encoded, items[:6])) + _encoded(_bytes_of(chain_id)) + b"\x80\x80"
+    body = b"".join(map(encoded, items[:6])) + encoded(bytes_of(chain_id)) + b"\x80\x80"
     message = keccak_256(_header(len(body), 0xC0) + body).digest()
     return SignedTx(
         type=0,
@@ -78,14 +90,17 @@ def _legacy(raw: bytes, items: list[Item]) -> SignedTx:
         value=_number(items[4]),
         data=_bytes(items[5]),
         access_list=(),
-        sender=_sender(message, parity, _number(items[7]), _number(items[8])),
+        blob_fee=None,
+        blob_hashes=(),
+        authorizations=(),
+        sender=signer_of(message, parity, _number(items[7]), _number(items[8])),
         hash=keccak_256(raw).digest(),
     )
 
 
 def _typed(kind: int, raw: bytes, items: list[Item]) -> SignedTx:
-    tip = 1 if kind == 2 else 0
-    body = b"".join(map(_encoded, items[:-3]))
+    tip = 1 if kind >= 2 else 0
+    body = b"".join(map(encoded, items[:-3]))
     message = keccak_256(bytes([kind]) + _header(len(body), 0xC0) + body).digest()
     parity = _number(items[-3])
     if parity > 1:
@@ -97,16 +112,20 @@ def _typed(kind: int, raw: bytes, items: list[Item]) -> SignedTx:
         priority=_number(items[2]) if tip else None,
         max_fee=_number(items[2 + tip]),
         gas_limit=_number(items[3 + tip]),
-        to=_recipient(items[4 + tip]),
+        to=_recipient(items[4 + tip], creates=kind <= 2),
         value=_number(items[5 + tip]),
         data=_bytes(items[6 + tip]),
         access_list=_access_list(items[7 + tip]),
-        sender=_sender(message, parity, _number(items[-2]), _number(items[-1])),
+        blob_fee=_number(items[9]) if kind == 3 else None,
+        blob_hashes=_blob_hashes(items[10]) if kind == 3 else (),
+        authorizations=_authorizations(items[9]) if kind == 4 else (),
+        sender=signer_of(message, parity, _number(items[-2]), _number(items[-1])),
         hash=keccak_256(raw).digest(),
     )
 
 
-def _sender(message: bytes, parity: int, r: int, s: int) -> str:
+def signer_of(message: bytes, parity: int, r: int, s: int) -> str:
+    """The address whose key signed a hash. Raises MalformedBatch."""
     if not 0 < r < ORDER or not 0 < s <= HALF_ORDER:
         raise MalformedBatch("r or s is out of range, or s is in the upper half (EIP-2).")
     signature = r.to_bytes(32, "big") + s.to_bytes(32, "big") + bytes([parity])
@@ -168,9 +187,11 @@ def _bytes(item: Item) -> bytes:
     return item
 
 
-def _recipient(item: Item) -> bytes | None:
+def _recipient(item: Item, *, creates: bool = True) -> bytes | None:
     if isinstance(item, list) or len(item) not in (0, 20):
         raise MalformedBatch("the recipient is not 20 bytes.")
+    if not item and not creates:
+        raise MalformedBatch("there is no recipient, in a transaction that cannot create a contract.")
     return item or None
 
 
@@ -188,9 +209,36 @@ def _access_list(item: Item) -> AccessList:
     return tuple(entries)
 
 
-def _encoded(item: Item) -> bytes:
+def _blob_hashes(item: Item) -> tuple[bytes, ...]:
+    if not isinstance(item, list) or not item:
+        raise MalformedBatch("the blob hashes are not a list of one or more.")
+    hashes = tuple(_bytes(each) for each in item)
+    if any(len(each) != 32 or each[0] != BLOB_HASH_VERSION for each in hashes):
+        raise MalformedBatch("a blob hash is not 32 bytes, or of another version.")
+    return hashes
+
+
+def _authorizations(item: Item) -> Authorizations:
+    if not isinstance(item, list) or not item:
+        raise MalformedBatch("the authorizations are not a list of one or more.")
+    entries = []
+    for entry in item:
+        if not isinstance(entry, list) or len(entry) != 6:
+            raise MalformedBatch("an authorization is not [chain id, address, nonce, y parity, r, s].")
+        address = _bytes(entry[1])
+        numbers = [_number(each) for each in (entry[0], *entry[2:])]
+        wide = [number >> bits for number, bits in zip(numbers, AUTHORIZATION_BITS, strict=True)]
+        if len(address) != 20 or any(wide):
+            raise MalformedBatch("an authorization has an address or number of the wrong length.")
+        chain_id, nonce, parity, r, s = numbers
+        entries.append((chain_id, address, nonce, parity, r, s))
+    return tuple(entries)
+
+
+def encoded(item: Item) -> bytes:
+    """The canonical RLP of an item."""
     if isinstance(item, list):
-        body = b"".join(map(_encoded, item))
+        body = b"".join(map(encoded, item))
         return _header(len(body), 0xC0) + body
     if len(item) == 1 and item[0] < 0x80:
         return item
@@ -200,9 +248,10 @@ def _encoded(item: Item) -> bytes:
 def _header(length: int, short: int) -> bytes:
     if length <= 55:
         return bytes([short + length])
-    digits = _bytes_of(length)
+    digits = bytes_of(length)
     return bytes([short + 55 + len(digits)]) + digits
 
 
-def _bytes_of(number: int) -> bytes:
+def bytes_of(number: int) -> bytes:
+    """A scalar as RLP has it: big-endian without leading zeros."""
     return number.to_bytes((number.bit_length() + 7) // 8, "big")

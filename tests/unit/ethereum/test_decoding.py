@@ -44,12 +44,20 @@ def _scalar(number: int) -> bytes:
     return number.to_bytes((number.bit_length() + 7) // 8, "big")
 
 
+PLACE_OF_TO = {0: 3, 1: 4, 2: 5, 3: 5, 4: 5}
+
+
 def fields(kind: int) -> list[Any]:
     return items(raw(type=kind, access_list=LISTS if kind else None))[:-3]
 
 
+def authorization_of(entry: rows_.Row) -> tuple[int, bytes, int, int, int, int]:
+    r, s = int.from_bytes(entry["r"], "big"), int.from_bytes(entry["s"], "big")
+    return entry["chain_id"], entry["address"], entry["nonce"], entry["y_parity"], r, s
+
+
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(rows_.rows(), rows_.nonces, rows_.secrets)
+@given(rows_.rows(kinds=range(5)), rows_.nonces, rows_.secrets)
 def test_it_reads_what_eth_account_signed(row: rows_.Row, nonce: int, secret: bytes) -> None:
     signed, transaction_hash = rows_.expected(row, nonce, secret)
     assert decode(signed) == SignedTx(
@@ -63,24 +71,27 @@ def test_it_reads_what_eth_account_signed(row: rows_.Row, nonce: int, secret: by
         value=int.from_bytes(row["value"], "big"),
         data=row["data"],
         access_list=tuple((entry["address"], tuple(entry["storage_keys"])) for entry in row["access_list"] or []),
+        blob_fee=row.get("max_fee_per_blob_gas"),
+        blob_hashes=tuple(row.get("blob_hashes") or []),
+        authorizations=tuple(authorization_of(entry) for entry in row.get("authorization_list") or []),
         sender=rows_.address_of(secret),
         hash=transaction_hash,
     )
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", range(5))
 def test_signatures_by_hand_are_good(kind: int) -> None:
     # The tests below change one thing each; this shows that nothing else is at fault.
     assert signed_by_hand(kind, fields(kind)) == raw(type=kind, access_list=LISTS if kind else None)
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", range(5))
 def test_a_byte_behind_the_list_is_refused(kind: int) -> None:
     with pytest.raises(MalformedBatch):
         decode(raw(type=kind) + b"\0")
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", range(5))
 def test_every_truncation_is_refused(kind: int) -> None:
     whole = raw(type=kind, data=b"\1" * 60)
     for length in range(len(whole)):
@@ -88,13 +99,13 @@ def test_every_truncation_is_refused(kind: int) -> None:
             decode(whole[:length])
 
 
-@pytest.mark.parametrize("first", [0x00, 0x03, 0x04, 0x7F, 0x80, 0xB8, 0xBF])
+@pytest.mark.parametrize("first", [0x00, 0x05, 0x06, 0x7F, 0x80, 0xB8, 0xBF])
 def test_an_unknown_type_is_refused(first: int) -> None:
     with pytest.raises(MalformedBatch, match="unknown type"):
         decode(bytes([first]) + raw()[1:])
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", range(5))
 @pytest.mark.parametrize(
     "change", [lambda parts: parts[1:], lambda parts: [*parts, b""], lambda parts: [parts], lambda _: []]
 )
@@ -103,9 +114,10 @@ def test_another_number_of_items_is_refused(kind: int, change: Any) -> None:
         decode(packed(kind, change(items(raw(type=kind)))))
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", range(5))
 def test_a_scalar_with_a_leading_zero_is_refused(kind: int) -> None:
-    scalars = {0: (0, 1, 2, 4), 1: (0, 1, 2, 3, 5), 2: (0, 1, 2, 3, 4, 6)}[kind]
+    h = (0, 1, 2, 3, 4, 6)
+    scalars = {0: (0, 1, 2, 4), 1: (0, 1, 2, 3, 5), 2: h, 3: (*h, 9), 4: h}[kind]
     for place in scalars:
         padded = fields(kind)
         padded[place] = b"\0" + padded[place]
@@ -113,25 +125,25 @@ def test_a_scalar_with_a_leading_zero_is_refused(kind: int) -> None:
             decode(signed_by_hand(kind, padded))
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", range(5))
 def test_a_scalar_that_is_a_list_is_refused(kind: int) -> None:
     for place in range(len(fields(kind))):
         nested = fields(kind)
-        nested[place] = [b"\1"]
+        nested[place] = [[b"\1"]] if isinstance(nested[place], list) else [b"\1"]
         with pytest.raises(MalformedBatch):
             decode(signed_by_hand(kind, nested))
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", range(5))
 @pytest.mark.parametrize("to", [b"\1", b"\1" * 19, b"\1" * 21, bytes(32)])
 def test_a_recipient_of_another_length_is_refused(kind: int, to: bytes) -> None:
     changed = fields(kind)
-    changed[{0: 3, 1: 4, 2: 5}[kind]] = to
+    changed[PLACE_OF_TO[kind]] = to
     with pytest.raises(MalformedBatch, match="recipient"):
         decode(signed_by_hand(kind, changed))
 
 
-@pytest.mark.parametrize("kind", [1, 2])
+@pytest.mark.parametrize("kind", [1, 2, 3, 4])
 @pytest.mark.parametrize(
     "entries",
     [
@@ -148,7 +160,79 @@ def test_a_recipient_of_another_length_is_refused(kind: int, to: bytes) -> None:
 )
 def test_a_malformed_access_list_is_refused(kind: int, entries: Any) -> None:
     with pytest.raises(MalformedBatch):
-        decode(signed_by_hand(kind, [*fields(kind)[:-1], entries]))
+        decode(signed_by_hand(kind, with_item(kind, 7 if kind == 1 else 8, entries)))
+
+
+def with_item(kind: int, place: int, item: Any) -> list[Any]:
+    changed = fields(kind)
+    changed[place] = item
+    return changed
+
+
+@pytest.mark.parametrize("kind", [3, 4])
+def test_a_blob_or_set_code_transaction_without_a_recipient_is_refused(kind: int) -> None:
+    with pytest.raises(MalformedBatch, match="recipient"):
+        decode(signed_by_hand(kind, with_item(kind, PLACE_OF_TO[kind], b"")))
+
+
+@pytest.mark.parametrize(
+    "hashes",
+    [
+        b"",
+        rows_.BLOB_HASH,
+        [],
+        [[]],
+        [[rows_.BLOB_HASH]],
+        [rows_.BLOB_HASH[:31]],
+        [rows_.BLOB_HASH + b"\1"],
+        [rows_.BLOB_HASH, bytes(32)],
+        [rows_.BLOB_HASH, b"\2" * 32],
+        [b""],
+    ],
+)
+def test_malformed_blob_hashes_are_refused(hashes: Any) -> None:
+    with pytest.raises(MalformedBatch, match=r"blob hash|byte string"):
+        decode(signed_by_hand(3, with_item(3, 10, hashes)))
+
+
+ENTRY = [b"\1", b"\x55" * 20, b"\3", b"\1", b"\1" * 32, b"\1" * 32]
+
+
+def test_every_number_that_an_authorization_may_have_is_read() -> None:
+    most = [b"\xff" * 32, b"\xff" * 20, b"\xff" * 8, b"\xff", b"\xff" * 32, b"\xff" * 32]
+    least = [b"", bytes(20), b"", b"", b"", b""]
+    full = 2**256 - 1
+    found = decode(signed_by_hand(4, with_item(4, 9, [most, least]))).authorizations
+    assert found == ((full, b"\xff" * 20, 2**64 - 1, 255, full, full), (0, bytes(20), 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        b"",
+        [],
+        [b"\1"],
+        [[]],
+        [ENTRY[:5]],
+        [[*ENTRY, b""]],
+        [[ENTRY]],
+        *([ENTRY, [*ENTRY[:place], [ENTRY[place]], *ENTRY[place + 1 :]]] for place in range(6)),  # a list
+        *([[*ENTRY[:place], b"\0" + ENTRY[place], *ENTRY[place + 1 :]]] for place in range(6)),  # a leading zero
+        *([[*ENTRY[:place], b"\1" * 33, *ENTRY[place + 1 :]]] for place in range(6)),  # too long
+        [[*ENTRY[:2], b"\1" + bytes(8), *ENTRY[3:]]],  # a nonce of 2^64
+        [[*ENTRY[:3], b"\1\0", *ENTRY[4:]]],  # a y parity of 2^8
+        [[ENTRY[0], b"\x55" * 19, *ENTRY[2:]]],
+    ],
+)
+def test_malformed_authorizations_are_refused(entries: Any) -> None:
+    with pytest.raises(MalformedBatch):
+        decode(signed_by_hand(4, with_item(4, 9, entries)))
+
+
+def test_a_blob_transaction_with_its_blobs_is_refused() -> None:
+    wrapped = [items(raw(type=3)), b"\1", [b""], [b""], [b""]]  # as a pool takes it, EIP-7594
+    with pytest.raises(MalformedBatch):
+        decode(packed(3, wrapped))
 
 
 def flipped(signed: bytes, kind: int) -> bytes:
@@ -159,7 +243,7 @@ def flipped(signed: bytes, kind: int) -> bytes:
     return packed(kind, [*parts[:-3], _scalar(y), parts[-2], _scalar(ORDER - int.from_bytes(parts[-1], "big"))])
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", range(5))
 def test_a_high_s_is_refused(kind: int) -> None:
     high = flipped(raw(type=kind), kind)
     with pytest.raises(MalformedBatch, match="upper half"):
@@ -167,7 +251,7 @@ def test_a_high_s_is_refused(kind: int) -> None:
     assert decode(flipped(high, kind)).sender == rows_.ADDRESS
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", range(5))
 @pytest.mark.parametrize(
     ("place", "number"), [(-1, 0), (-2, 0), (-2, ORDER), (-2, 2**256 - 1), (-1, ORDER - 1), (-2, 2**256)]
 )
@@ -178,7 +262,9 @@ def test_r_and_s_out_of_range_are_refused(kind: int, place: int, number: int) ->
         decode(packed(kind, parts))
 
 
-@pytest.mark.parametrize(("kind", "v"), [(0, 0), (0, 27), (0, 28), (0, 34), (1, 2), (2, 2), (2, 27), (2, 37)])
+@pytest.mark.parametrize(
+    ("kind", "v"), [(0, 0), (0, 27), (0, 28), (0, 34), (1, 2), (2, 2), (2, 27), (2, 37), (3, 2), (4, 2)]
+)
 def test_v_that_names_no_chain_and_y_that_is_no_bit_are_refused(kind: int, v: int) -> None:
     parts = items(raw(type=kind))
     parts[-3] = _scalar(v)
@@ -193,9 +279,9 @@ def test_an_r_that_is_no_point_is_refused() -> None:
         decode(packed(2, parts))
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", range(5))
 def test_a_changed_field_changes_the_sender(kind: int) -> None:
-    for place in range(len(fields(kind)) - (1 if kind else 0)):
+    for place in [place for place, item in enumerate(fields(kind)) if isinstance(item, bytes)]:
         parts = items(raw(type=kind, data=b"abcd", gas_limit=30_000))
         last = parts[place]
         parts[place] = last[:-1] + bytes([last[-1] ^ 1]) if last[-1] ^ 1 else last[:-1] + b"\x02"
@@ -246,7 +332,7 @@ def test_any_bytes_are_read_or_refused(text: bytes) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_no_damage_goes_unseen(data: st.DataObject) -> None:
-    kind = data.draw(st.sampled_from([0, 1, 2]))
+    kind = data.draw(st.sampled_from(range(5)))
     whole = bytearray(raw(type=kind, data=b"abc" * 30, access_list=LISTS if kind else None))
     whole[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
     try:
