@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import MalformedBatch, SigningRefused
 from pipeline.ethereum.batch import Batch
-from pipeline.ethereum.columns import Columns
-from pipeline.ethereum.decoding import SignedTx, decode
+from pipeline.ethereum.columns import Columns, Extras
+from pipeline.ethereum.decoding import Authorizations, SignedTx, decode
 from pipeline.ethereum.kernel import SignedColumns
 
 SEED_DIGITS: Final = 16
@@ -30,6 +30,9 @@ NAMES: Final = (
     "priority fee",
     "data",
     "access list",
+    "blob fee",
+    "blob hashes",
+    "authorizations",
 )
 
 
@@ -61,17 +64,18 @@ def check(
         expected: Fields = (sender, int(signed.nonce[k]), batch.header.chain_id, signed.hashes[k].tobytes())
         if signed.tx_id_valid[k]:
             found += _signed_fields(tx)
-            expected += _fields(batch.columns, int(chosen[k]))
+            expected += _fields(batch.columns, batch.extras, int(chosen[k]))
         if found != expected:
             wrong = [name for name, have, want in zip(NAMES, found, expected, strict=False) if have != want]
             raise SigningRefused(f"row {k} of a signed batch has another {', '.join(wrong)} than was asked for.")
 
 
 def _signed_fields(tx: SignedTx) -> Fields:
-    return tx.type, tx.to, tx.value, tx.gas_limit, tx.max_fee, tx.priority, tx.data, tx.access_list
+    plain = tx.type, tx.to, tx.value, tx.gas_limit, tx.max_fee, tx.priority, tx.data, tx.access_list
+    return *plain, tx.blob_fee, tx.blob_hashes, tx.authorizations
 
 
-def _fields(c: Columns, row: int) -> Fields:
+def _fields(c: Columns, x: Extras, row: int) -> Fields:
     """The same of an unsigned row."""
     entries = range(c.list_offsets[row], c.list_offsets[row + 1])
     return (
@@ -83,8 +87,25 @@ def _fields(c: Columns, row: int) -> Fields:
         int(c.priority[row]) if c.priority_valid[row] else None,
         c.data[c.data_offsets[row] : c.data_offsets[row + 1]].tobytes(),
         tuple((c.addresses[entry].tobytes(), _keys(c, entry)) for entry in entries),
+        int(x.blob_fee[row]) if x.blob_fee_valid[row] else None,
+        tuple(x.blob_hashes[blob].tobytes() for blob in range(x.blob_offsets[row], x.blob_offsets[row + 1])),
+        _authorizations(x, row),
     )
 
 
 def _keys(c: Columns, entry: int) -> tuple[bytes, ...]:
     return tuple(c.storage_keys[key].tobytes() for key in range(c.key_offsets[entry], c.key_offsets[entry + 1]))
+
+
+def _authorizations(x: Extras, row: int) -> Authorizations:
+    return tuple(
+        (
+            int(x.auth_chain_ids[entry]),
+            x.auth_addresses[entry].tobytes(),
+            int(x.auth_nonces[entry]),
+            int(x.auth_parities[entry]),
+            int.from_bytes(x.auth_r[entry].tobytes(), "big"),
+            int.from_bytes(x.auth_s[entry].tobytes(), "big"),
+        )
+        for entry in range(x.auth_offsets[row], x.auth_offsets[row + 1])
+    )

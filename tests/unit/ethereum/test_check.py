@@ -111,6 +111,47 @@ def test_another_field_than_was_asked_for_is_refused(change: dict[str, Any], wor
         check(signed, asked, EVERY[:1], rows_.ADDRESS, ALL[:1])
 
 
+@pytest.mark.parametrize(
+    ("kind", "change", "word"),
+    [
+        (3, {"max_fee_per_blob_gas": 1}, "blob fee"),
+        (3, {"blob_hashes": [rows_.BLOB_HASH] * 2}, "blob hashes"),
+        (3, {"blob_hashes": [rows_.BLOB_HASH[:-1] + b"\0"]}, "blob hashes"),
+        (4, {"authorization_list": [rows_.authorization()] * 2}, "authorizations"),
+        *(
+            (4, {"authorization_list": [rows_.authorization(**change)]}, "authorizations")
+            for change in (
+                {"chain_id": 0},
+                {"address": bytes(20)},
+                {"nonce": 4},
+                {"y_parity": 0},
+                {"r": rows_.wei(1)},
+                {"s": rows_.wei(1)},
+            )
+        ),
+    ],
+)
+def test_another_field_of_a_wide_batch_is_refused(kind: int, change: dict[str, Any], word: str) -> None:
+    asked, made = rows_.wide_batch([rows_.row(type=kind)]), rows_.wide_batch([rows_.row(type=kind, **change)])
+    signed = sign(made, EVERY[:1], rows_.SECRET, 5)
+    check(signed, made, EVERY[:1], rows_.ADDRESS, ALL[:1])
+    with pytest.raises(SigningRefused, match=f"another {word} than"):
+        check(signed, asked, EVERY[:1], rows_.ADDRESS, ALL[:1])
+
+
+@pytest.mark.parametrize("kind", [3, 4])
+def test_every_bit_of_a_wide_row_matters(kind: int) -> None:
+    batch = rows_.wide_batch([rows_.row(type=kind)], sender=rows_.ADDRESS)
+    signed = sign(batch, EVERY[:1], rows_.SECRET, 5)
+    for place in range(len(signed.raw)):
+        for bit in (1, 0x80):
+            signed.raw[place] ^= bit
+            with pytest.raises(SigningRefused):
+                check(signed, batch, EVERY[:1], rows_.ADDRESS, ALL[:1])
+            signed.raw[place] ^= bit
+    check(signed, batch, EVERY[:1], rows_.ADDRESS, ALL[:1])
+
+
 def test_a_high_s_is_refused(batch: Batch, signed: SignedColumns) -> None:
     raw = signed.raw[signed.raw_offsets[COUNT - 1] :]
     assert raw[-33] == 0xA0  # s fills its 32 bytes
