@@ -2,9 +2,15 @@
 
 libsecp256k1 fails only when RFC 6979 finds no nonce, which nobody has ever seen; but a hole in a sender's nonces would
 hold up every transaction after it, so there is an answer.
+
+It is the same for rows of all types: the fee cap of a blob row is enough for a transfer, which pays for no blob. But
+go-ethereum keeps blob transactions in a pool of their own and an account in one pool at a time (core/txpool), so it
+takes such a filler only once the sender's blob transactions before it are mined.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +32,11 @@ def fill(
 
     `rows` are the rows of `batch` that `signed` is about.
     """
+    header = dataclasses.replace(batch.header, wide=False, sender="")  # a transfer needs no more
     fillers = {}
     for k in np.flatnonzero(signed.failed):
         fee = int(batch.columns.max_fee[rows[k]])
-        one = Batch.build(batch.header, _transfers(batch.header.chain_id, sender, (fee, fee)))
+        one = Batch.build(header, _transfers(header.chain_id, sender, (fee, fee)))
         fillers[int(k)] = made = kernel.sign(one, np.ones(1, np.bool_), secret, int(signed.nonce[k]))
         if made.failed.any():
             raise SigningRefused(f"nonce {signed.nonce[k]} of {sender} can neither be signed nor filled.")

@@ -220,7 +220,7 @@ def test_a_key_that_signs_nothing_fails_every_row(batch: Batch, secret: bytes) -
 
 def failing(signed: SignedColumns, rows: list[int]) -> SignedColumns:
     """As if libsecp256k1 had not signed these rows."""
-    pieces = [b"" if k in rows else rows_.raw_of(signed, k) for k in range(COUNT)]
+    pieces = [b"" if k in rows else rows_.raw_of(signed, k) for k in range(len(signed.nonce))]
     offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int32)
     hashes, failed = signed.hashes.copy(), signed.failed.copy()
     hashes[rows], failed[rows] = 0, 1
@@ -245,6 +245,22 @@ def test_a_nonce_without_a_signature_is_filled(batch: Batch, signed: SignedColum
     record = SignedRecord.decode(SignedRecord.build(header, filled).encode())
     expected = [None if k in rows else tx_id for k, tx_id in enumerate(batch.columns.tx_id.tolist())]
     assert record.rows.column("tx_id").to_pylist() == expected
+
+
+@pytest.mark.parametrize("kind", [3, 4])
+@pytest.mark.parametrize("rows", [[0], [1, 2]])
+def test_a_nonce_of_a_wide_batch_is_filled_by_a_plain_transfer(kind: int, rows: list[int]) -> None:
+    asked = [rows_.row(type=kind, max_fee_per_gas=10**9 + k, max_priority_fee_per_gas=1) for k in range(3)]
+    batch = rows_.wide_batch(asked, sender=rows_.ADDRESS)
+    signed = sign(batch, EVERY[:3], rows_.SECRET, 5)
+    filled = fill(failing(signed, rows), batch, ALL[:3], rows_.ADDRESS, rows_.SECRET)
+    check(filled, batch, EVERY[:3], rows_.ADDRESS, ALL[:3])
+    assert filled.tx_id_valid.tolist() == [k not in rows for k in range(3)]
+    for k in rows:
+        tx = decode(rows_.raw_of(filled, k))
+        assert (tx.type, tx.sender, tx.nonce, tx.chain_id) == (2, rows_.ADDRESS, 5 + k, 1)
+        assert (tx.to, tx.value, tx.data, tx.gas_limit) == (bytes.fromhex(rows_.ADDRESS[2:]), 0, b"", 21_000)
+        assert tx.max_fee == tx.priority == 10**9 + k
 
 
 def test_a_filler_of_another_sender_is_refused(batch: Batch, signed: SignedColumns) -> None:
