@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import MalformedBatch
 from pipeline.ethereum.batch import Batch
-from pipeline.ethereum.validity import RULES_VERSION, judge
+from pipeline.ethereum.validity import judge, rules_version
 from pipeline.ports import AssignRequest, Message
 from pipeline.stream import Stream
 
@@ -52,7 +52,7 @@ class Admission:
             system_id=header.system_id,
             rows=batch.rows.num_rows,
             count=int(np.count_nonzero(signable)),
-            rules_version=RULES_VERSION,
+            rules_version=rules_version(batch),
             worker=worker,
             node=node,
             batch_offset=message.place.offset,

@@ -28,7 +28,7 @@ from pipeline.ethereum.kernel import SignedColumns
 from pipeline.ethereum.reasons import Reason
 from pipeline.ethereum.rejected import Rejection
 from pipeline.ethereum.signed import SignedHeader, SignedRecord
-from pipeline.ethereum.validity import RULES_VERSION, explain, judge
+from pipeline.ethereum.validity import explain, judge, rules_version
 from pipeline.ports import Assigned, Clock, Ledger, LedgerEntry, SignedBatch
 from pipeline.settings import SigningSettings
 
@@ -140,7 +140,7 @@ def check_job(batch: Batch, assignment: Assignment, signable: int) -> None:
         "cursor": (header.cursor, assignment.cursor),
         "digest": (batch.digest, assignment.digest),
         "chain id": (header.chain_id, assignment.chain_id),
-        "rules version": (RULES_VERSION, assignment.rules_version),
+        "rules version": (rules_version(batch), assignment.rules_version),
         "rows": (batch.rows.num_rows, assignment.rows),
         "signable rows": (signable, assignment.count),
     }
@@ -200,7 +200,7 @@ def rejections(batch: Batch, reasons: U8, now_ms: int) -> tuple[bytes, ...]:
             chain_id=header.chain_id,
             reason=Reason(reasons[row]).code,
             detail=explain(batch, int(row), Reason(reasons[row])),
-            rules_version=RULES_VERSION,
+            rules_version=rules_version(batch),
             rejected_at=now_ms,
             policy=header.policy,
         ).to_json()
