@@ -15,7 +15,7 @@ from pipeline.ethereum.policy import Policy, applied
 from pipeline.ethereum.policy_file import read_policy
 from pipeline.ethereum.reasons import Reason
 from pipeline.ethereum.validity import explain, judge
-from tests.ethereum_rows import BOUNDARIES, WEI, header, record_batch, row, wei
+from tests.ethereum_rows import BOUNDARIES, WEI, header, record_batch, row, wei, wide_record_batch
 
 ALICE, BOB = b"\xaa" * 20, b"\xbb" * 20
 TRANSFER = bytes.fromhex("a9059cbb")
@@ -96,6 +96,17 @@ def test_a_denied_row_is_rejected_and_told_why() -> None:
     assert found == [Reason.SIGNABLE, Reason.POLICY_RECIPIENT, Reason.POLICY_VALUE]
     assert explain(batch, 1, found[1]) == "policy 7 does not list the recipient"
     assert explain(batch, 2, found[2]) == "the value is above what policy 7 allows"
+
+
+@pytest.mark.parametrize("kind", [2, 3, 4])
+def test_a_wide_batch_is_denied_the_same(kind: int) -> None:
+    policy = Policy(7, recipients=frozenset({ALICE}), value_max=10**18)
+    given_rows = [row(type=kind, to=ALICE), row(type=kind, to=BOB), row(type=kind, to=ALICE, value=wei(2 * 10**18))]
+    rows = applied(policy, wide_record_batch(given_rows))
+    batch = Batch.build(replace(header(), policy=7, wide=True), rows)
+    assert judge(batch).tolist() == [0, int(Reason.POLICY_RECIPIENT), int(Reason.POLICY_VALUE)]
+    assert rows.drop_columns(["defect"]).equals(wide_record_batch(given_rows).drop_columns(["defect"]))
+    assert Batch.decode(batch.encode()).digest == batch.digest
 
 
 def test_every_code_is_explained() -> None:
