@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.clock import SystemClock
 from pipeline.custody.generation import address_of
 from pipeline.ethereum import kernel
-from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
+from pipeline.ethereum.batch import Batch, BatchHeader
 from pipeline.ethereum.kernel import SignedColumns
 from pipeline.ethereum.signed import COLUMNS as SIGNED_COLUMNS
 from pipeline.ethereum.signed import SignedHeader, SignedRecord
@@ -20,6 +20,7 @@ from pipeline.ethereum.validity import judge
 from pipeline.ports import Clock, LedgerEntry
 from pipeline.settings import SourceSettings
 from pipeline.stages.policies import Policies
+from pipeline.stages.reader import judged, lane_of
 from pipeline.stages.signer import rejections
 from pipeline.stages.verifier import Outcomes, Verifier, VerifierPorts
 from pipeline.stages.violation import Violation, ViolationKind
@@ -66,7 +67,8 @@ class Publisher:
         seq = self.seqs.get(shard, 0) + 1
         self.cursors[shard], self.seqs[shard] = cursor, seq
         header = BatchHeader(Stream(SOURCE.name, shard), seq, prev, cursor, SOURCE.chain_id, self.source.system)
-        return Batch.build(header, table.select(COLUMNS.names).combine_chunks().to_batches()[0])
+        [made] = table.combine_chunks().to_batches()
+        return judged(lane_of(header, made), made, None)
 
     def sign(self, batch: Batch, secret: bytes, first_nonce: int | None = None) -> SignedRecord:
         """As a signer does."""

@@ -57,6 +57,10 @@ SELECT fee_cap, priority_fee FROM oncesign_fill_record_v1(
 RETIRE: Final = """
 INSERT INTO retired_keys (chain_id, address) VALUES (%s, %s) ON CONFLICT DO NOTHING RETURNING address
 """
+SET_APART: Final = """
+INSERT INTO keys_set_apart (chain_id, address) VALUES (%s, %s) ON CONFLICT DO NOTHING RETURNING address
+"""
+UNITE: Final = "DELETE FROM keys_set_apart WHERE (chain_id, address) = (%s, %s) RETURNING address"
 DESTROY: Final = "DELETE FROM kept_keys WHERE (chain_id, address) = (%s, %s) RETURNING id"
 BEGIN: Final = """
 INSERT INTO recoveries (generation, node) SELECT coalesce(max(generation), 0) + 1, %s FROM recoveries
@@ -137,6 +141,16 @@ class PostgresLedger:
     async def retired_keys(self) -> Collection[tuple[int, str]]:
         """See ports.Ledger."""
         rows = await self._fetch(effect("postgres", "retired_keys"), "SELECT chain_id, address FROM retired_keys")
+        return {(chain_id, "0x" + address.hex()) for chain_id, address in rows}
+
+    async def set_apart(self, chain_id: int, address: str, *, apart: bool) -> None:
+        """See ports.Ledger."""
+        query = SET_APART if apart else UNITE
+        await self._fetch(effect("postgres", "set_apart"), query, (chain_id, _bytes(address)))
+
+    async def keys_set_apart(self) -> Collection[tuple[int, str]]:
+        """See ports.Ledger."""
+        rows = await self._fetch(effect("postgres", "keys_set_apart"), "SELECT chain_id, address FROM keys_set_apart")
         return {(chain_id, "0x" + address.hex()) for chain_id, address in rows}
 
     async def destroy_key(self, chain_id: int, address: str) -> None:

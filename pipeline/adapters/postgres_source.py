@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -39,11 +39,24 @@ COLUMNS_OF: Final = """
 SELECT row.created_xid::text::bigint AS created_xid, row.id, row.type::bigint AS type, row.chain_id, row."to",
        row.value::text AS value, row.gas_limit::bigint AS gas_limit, row.max_fee_per_gas::text AS max_fee_per_gas,
        row.max_priority_fee_per_gas::text AS max_priority_fee_per_gas, substring(row.data FOR {data_max}) AS data,
-       CASE WHEN pg_column_size(row.access_list) > {list_max} THEN '0' ELSE row.access_list::text END AS access_list
+       CASE WHEN pg_column_size(row.access_list) > {list_max} THEN '0' ELSE row.access_list::text END AS access_list,
+       {optional}
 FROM {table} AS row
 """
 """Columns are qualified: a bare `ORDER BY created_xid` would mean the bigint above, which no index has. What is too
 long to be signed is cut such that it is rejected all the same."""
+
+OPTIONAL_OF: Final = {
+    "sender": "row.sender",
+    "max_fee_per_blob_gas": "row.max_fee_per_blob_gas::text",
+    "blob_hashes": "CASE WHEN pg_column_size(row.blob_hashes) > {list_max} THEN '0' ELSE row.blob_hashes::text END",
+    "authorization_list": "CASE WHEN pg_column_size(row.authorization_list) > {list_max} THEN '0' "
+    "ELSE row.authorization_list::text END",
+}
+"""What a source may lack."""
+
+ABSENT: Final = {"sender": "NULL::bytea"}
+PRESENT: Final = "SELECT attname::text FROM pg_attribute WHERE attrelid = '{table}'::regclass AND NOT attisdropped"
 
 FROM: Final = "WHERE row.shard = {shard} AND (row.created_xid, row.id) > ('{xid}'::xid8, '{id}'::bigint) "
 
@@ -67,9 +80,14 @@ def driver() -> Any:
     return dbapi
 
 
-def select(table: str, where: str) -> str:
-    """The query for rows of a quoted table."""
-    return COLUMNS_OF.format(table=table, data_max=DATA_MAX_BYTES + 1, list_max=LIST_MAX_BYTES) + where
+def select(table: str, where: str, present: Collection[str]) -> str:
+    """The query for rows of a quoted table that has these of the optional columns."""
+    optional = ", ".join(
+        f"{read if name in present else ABSENT.get(name, 'NULL::text')} AS {name}" for name, read in OPTIONAL_OF.items()
+    ).format(list_max=LIST_MAX_BYTES)
+    return (
+        COLUMNS_OF.format(table=table, data_max=DATA_MAX_BYTES + 1, list_max=LIST_MAX_BYTES, optional=optional) + where
+    )
 
 
 OLDEST_WRITER: Final = """
@@ -98,6 +116,7 @@ class PostgresSource:
         self._local = threading.local()
         self._open: list[Any] = []
         self._system_id = ""  #: of the first connection
+        self._present: frozenset[str] = frozenset()  #: columns of the table
 
     async def system_id(self) -> str:
         """See ports.Source."""
@@ -157,17 +176,16 @@ class PostgresSource:
             return row[0] if row else None
 
     async def _arrow(self, where: str, bytes_max: int = sys.maxsize) -> pa.Table:
-        query = select(self._table, where)
         return await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: batch_columns(self._fetch(query, bytes_max))
+            self._threads, lambda: batch_columns(self._fetch(where, bytes_max))
         )
 
-    def _fetch(self, query: str, bytes_max: int) -> pa.Table:
+    def _fetch(self, where: str, bytes_max: int) -> pa.Table:
         """The rows of COLUMNS_OF, the first of them when they are more than `bytes_max`."""
         try:
             connection = self._connection()
             with connection.cursor() as cursor:
-                cursor.execute(query)
+                cursor.execute(select(self._table, where, self._present))
                 reader = cursor.fetch_record_batch()
                 batches: list[pa.RecordBatch] = []
                 for batch in reader:
@@ -194,6 +212,8 @@ class PostgresSource:
                 cursor.execute(IN_INDEX_ORDER)
                 cursor.execute(SYSTEM_ID)
                 [system_id] = cursor.fetchone()
+                cursor.execute(PRESENT.format(table=self._table.replace("'", "''")))
+                self._present = frozenset(name for [name] in cursor.fetchall())
             self._require_same(str(system_id))
         return self._local.connection
 

@@ -26,6 +26,12 @@ TYPES: Final = {
     "created_xid": frozenset({"xid8"}),
     "shard": WHOLE,
 }
+OPTIONAL_TYPES: Final = {
+    "sender": TYPES["to"],
+    "max_fee_per_blob_gas": AMOUNT,
+    "blob_hashes": TYPES["access_list"],
+    "authorization_list": TYPES["access_list"],
+}
 """Hex text in `to`, or a number that bigint does not hold, would have every row rejected or the stream stuck."""
 
 COLUMNS: Final = """
@@ -55,7 +61,7 @@ async def check_shape(cursor: psycopg.AsyncCursor[Any], table: str, source: Sour
         raise _unfit(source, "does not exist", "Run `oncesign migrate`, or see docs/formats.md.")
     if missing := sorted(TYPES.keys() - present.keys()):
         raise _unfit(source, f"lacks {', '.join(missing)}", "Give it these columns (docs/formats.md).")
-    for name, allowed in TYPES.items():
+    for name, allowed in (TYPES | {name: OPTIONAL_TYPES[name] for name in OPTIONAL_TYPES & present.keys()}).items():
         if present[name] not in allowed:
             why = f"has column {name} of type {present[name]} instead of {' or '.join(sorted(allowed))}"
             raise _unfit(source, why, "A view can cast it (docs/formats.md).")

@@ -38,6 +38,14 @@ class KeyArchive(Protocol):
         """Those that are never lent again."""
         ...
 
+    async def set_apart(self, chain_id: int, address: str, *, apart: bool) -> None:
+        """Remember that a key is for blob transactions alone, or is not any more. Idempotent."""
+        ...
+
+    async def keys_set_apart(self) -> Collection[Key]:
+        """Those that are for blob transactions alone."""
+        ...
+
     async def destroy_key(self, chain_id: int, address: str) -> None:
         """Delete every copy of a retired key's sealed bytes. Idempotent."""
         ...

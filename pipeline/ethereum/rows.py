@@ -6,7 +6,9 @@ second time from the same rows and must have the same digest.
 
 from __future__ import annotations
 
-from typing import Any, Final
+import re
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import orjson
@@ -14,15 +16,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.ethereum.batch import ACCESS_LIST, COLUMNS
+from pipeline.ethereum.batch import ACCESS_LIST, AUTHORIZATION, BLOB_TYPE, SET_CODE_TYPE, WIDE
 from pipeline.ethereum.columns import U8, Array
 from pipeline.ethereum.compiled import compiled
 from pipeline.ethereum.reasons import Reason
 from pipeline.ethereum.validity import DATA_MAX_BYTES
 
-CURSOR: Final = pa.schema([pa.field("created_xid", pa.int64()), pa.field("id", pa.int64())])
+T = TypeVar("T")
 
-RAW: Final = (
+CURSOR: Final = pa.schema([pa.field("created_xid", pa.int64()), pa.field("id", pa.int64())])
+SENDER: Final[pa.Field[Any]] = pa.field("sender", pa.binary(20))
+"""Who must sign the row; null = any key of the pool."""
+
+REQUIRED: Final = (
     "created_xid",
     "id",
     "type",
@@ -35,6 +41,10 @@ RAW: Final = (
     "data",
     "access_list",
 )
+OPTIONAL: Final = ("sender", "max_fee_per_blob_gas", "blob_hashes", "authorization_list")
+"""What a source may lack: then it is null."""
+
+RAW: Final = (*REQUIRED, *OPTIONAL)
 """Columns of the source query: numbers as bigint or, where they may be larger, as decimal text; JSON as text."""
 
 ADDRESS_BYTES: Final = 20
@@ -42,30 +52,44 @@ KEY_BYTES: Final = 32
 ACCESS_LIST_KEYS_MAX: Final = 4_096
 """Addresses and keys together, at 36 bytes each close to the size that a transaction pool takes at the most."""
 
+BLOB_HASHES: Final = WIDE.field("blob_hashes").type
+AUTHORIZATIONS: Final = pa.list_(AUTHORIZATION)
+QUANTITY: Final = re.compile(r"0x[0-9a-fA-F]{1,64}")
+
+BLOBS_MAX: Final = 64
+AUTHORIZATIONS_MAX: Final = 1_024
+"""More than a block has room for (EIP-7594, EIP-7702); more than these are not even read."""
+
 TYPE_UNKNOWN: Final = 255
 
 
 def batch_columns(raw: pa.Table) -> pa.Table:
-    """`created_xid, id` and then ethereum.batch.COLUMNS, row by row as in `raw` (columns RAW)."""
+    """`created_xid, id, sender` and then ethereum.batch.WIDE, row by row as in `raw` (columns RAW)."""
     defect = np.zeros(raw.num_rows, np.uint8)
     column = {name: _one(raw, name) for name in RAW}
     value = _scalars(column["value"])
     fee, fee_ok = _u64(column["max_fee_per_gas"])
-    tip, tip_ok = _u64(column["max_priority_fee_per_gas"])
-    tip_null = _nulls(column["max_priority_fee_per_gas"])
+    tip, tip_ok, tip_null = _fee(column["max_priority_fee_per_gas"])
+    blob_fee, blob_fee_ok, blob_fee_null = _fee(column["max_fee_per_blob_gas"])
     gas, gas_ok = _bigint(column["gas_limit"], 0, 2**63 - 1)
     chain, chain_ok = _bigint(column["chain_id"], 0, 2**63 - 1)
     kind, kind_ok = _bigint(column["type"], 0, TYPE_UNKNOWN)
     to, to_ok = _recipients(column["to"])
-    lists, lists_ok = _access_lists(column["access_list"])
+    sender, sender_ok = _senders(column["sender"])
+    lists, lists_ok = _parsed(column["access_list"], access_list, ACCESS_LIST)
+    blobs, blobs_ok = _parsed(column["blob_hashes"], blob_hashes, BLOB_HASHES)
+    auths, auths_ok = _parsed(column["authorization_list"], authorization_list, AUTHORIZATIONS)
     data, data_ok = _payloads(column["data"])
     for ok, reason in (
         (data_ok, Reason.DATA_TOO_LARGE),
+        (auths_ok, Reason.AUTHORIZATIONS_MALFORMED),
+        (blobs_ok, Reason.BLOBS_MALFORMED),
         (lists_ok, Reason.ACCESS_LIST_MALFORMED),
         (gas_ok, Reason.GAS_LIMIT_OUT_OF_RANGE),
-        (fee_ok & (tip_ok | tip_null), Reason.FEE_OUT_OF_RANGE),
+        (fee_ok & tip_ok & blob_fee_ok, Reason.FEE_OUT_OF_RANGE),
         (value[1], Reason.VALUE_OUT_OF_RANGE),
         (to_ok, Reason.TO_MALFORMED),
+        (sender_ok, Reason.SENDER_MALFORMED),
         (kind_ok, Reason.UNKNOWN_TYPE),
         (chain_ok, Reason.CHAIN_ID_MISMATCH),
     ):
@@ -73,6 +97,7 @@ def batch_columns(raw: pa.Table) -> pa.Table:
     arrays: list[Array] = [
         column["created_xid"].cast(pa.int64()),
         column["id"].cast(pa.int64()),
+        sender,
         column["id"].cast(pa.int64()),
         pa.array(np.where(kind_ok, kind, TYPE_UNKNOWN).astype(np.uint8)),
         pa.array(chain.astype(np.uint64)),
@@ -84,8 +109,20 @@ def batch_columns(raw: pa.Table) -> pa.Table:
         data,
         lists,
         pa.array(defect),
+        pa.array(blob_fee, mask=blob_fee_null | ~blob_fee_ok),
+        blobs,
+        auths,
     ]
-    return pa.Table.from_arrays(arrays, schema=pa.schema([*CURSOR, *COLUMNS]))
+    return pa.Table.from_arrays(arrays, schema=pa.schema([*CURSOR, SENDER, *WIDE]))
+
+
+def needs_wide(rows: pa.RecordBatch) -> bool:
+    """Whether only a wide batch can say what these rows (columns SENDER and WIDE) are."""
+    named: list[Any] = [rows.column(name) for name in OPTIONAL]
+    if any(array.null_count < len(array) for array in named):
+        return True
+    kinds: Any = rows.column("type")
+    return bool(np.isin(kinds.to_numpy(), (BLOB_TYPE, SET_CODE_TYPE)).any())
 
 
 def _one(raw: pa.Table, name: str) -> Array:
@@ -159,6 +196,24 @@ def _parse(offsets: Any, digits: Any, out: Any, ok: Any) -> None:
                     out[row, 31 - 4 * limb - byte] = (limbs[limb] >> np.uint64(8 * byte)) & np.uint64(0xFF)
 
 
+def _fee(array: Array) -> tuple[NDArray[np.uint64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of an optional column: the numbers, which are good or null, which are null."""
+    null = _nulls(array)
+    if null.all():
+        return np.zeros(len(array), np.uint64), null, null
+    fee, ok = _u64(array)
+    return fee, ok | null, null
+
+
+def _senders(array: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """20-byte addresses or null; what has another length is null, and a defect."""
+    if array.null_count == len(array):
+        return pa.nulls(len(array), SENDER.type), np.ones(len(array), np.bool_)
+    sizes: Array = pc.binary_length(array)
+    ok = pc.fill_null(sizes, ADDRESS_BYTES).to_numpy(zero_copy_only=False) == ADDRESS_BYTES
+    return pc.if_else(pa.array(ok), array, pa.scalar(None, array.type)).cast(SENDER.type), ok
+
+
 def _recipients(array: Array) -> tuple[Array, NDArray[np.bool_]]:
     """20-byte addresses; null creates a contract. Another length is a defect, never a creation."""
     sizes: Array = pc.binary_length(array)
@@ -178,28 +233,46 @@ def _payloads(array: Array) -> tuple[Array, NDArray[np.bool_]]:
     return data, ok
 
 
-def _access_lists(array: Array) -> tuple[Array, NDArray[np.bool_]]:
+def _parsed(array: Array, parse: Callable[[str], list[Any] | None], kind: Any) -> tuple[Array, NDArray[np.bool_]]:
+    """JSON lists as Arrow ones of a type; null stays null, and what does not parse is null and a defect."""
     ok = np.ones(len(array), np.bool_)
     if array.null_count == len(array):
-        return pa.nulls(len(array), ACCESS_LIST), ok
-    lists: list[list[dict[str, Any]] | None] = [None] * len(array)
+        return pa.nulls(len(array), kind), ok
+    lists: list[list[Any] | None] = [None] * len(array)
     for row in np.flatnonzero(~_nulls(array)):
-        lists[row] = parsed = access_list(array[int(row)].as_py())
+        lists[row] = parsed = parse(array[int(row)].as_py())
         ok[row] = parsed is not None
-    return pa.array(lists, ACCESS_LIST), ok
+    return pa.array(lists, kind), ok
 
 
 def access_list(text: str) -> list[dict[str, Any]] | None:
     """`[{"address": "0x…", "storageKeys": ["0x…", …]}, …]` as bytes; None when it is anything else."""
+    entries = _list(text, _entry)
+    size = sum(1 + len(entry["storage_keys"]) for entry in entries or ())
+    return entries if size <= ACCESS_LIST_KEYS_MAX else None
+
+
+def blob_hashes(text: str) -> list[bytes] | None:
+    """`["0x…", …]` of 32 bytes each; None when it is anything else, or more than BLOBS_MAX."""
+    hashes = _list(text, lambda item: _hex(item, KEY_BYTES))
+    return hashes if hashes is not None and len(hashes) <= BLOBS_MAX else None
+
+
+def authorization_list(text: str) -> list[dict[str, Any]] | None:
+    """`[{"chainId", "address", "nonce", "yParity", "r", "s"}, …]`, numbers as 0x hex or JSON integers (EIP-7702).
+
+    None when it is anything else, or more than AUTHORIZATIONS_MAX.
+    """
+    signed = _list(text, _authorization)
+    return signed if signed is not None and len(signed) <= AUTHORIZATIONS_MAX else None
+
+
+def _list(text: str, read: Callable[[Any], T]) -> list[T] | None:
     try:
-        entries = orjson.loads(text)
-        if not isinstance(entries, list):
-            return None
-        parsed = [_entry(entry) for entry in entries]
+        items = orjson.loads(text)
+        return [read(item) for item in items] if isinstance(items, list) else None
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    size = len(parsed) + sum(len(entry["storage_keys"]) for entry in parsed)
-    return parsed if size <= ACCESS_LIST_KEYS_MAX else None
 
 
 def _entry(entry: dict[str, Any]) -> dict[str, Any]:
@@ -207,6 +280,31 @@ def _entry(entry: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("not an access list entry")
     keys = [_hex(key, KEY_BYTES) for key in entry["storageKeys"]]
     return {"address": _hex(entry["address"], ADDRESS_BYTES), "storage_keys": keys}
+
+
+def _authorization(item: dict[str, Any]) -> dict[str, Any]:
+    if item.keys() != {"chainId", "address", "nonce", "yParity", "r", "s"}:
+        raise ValueError("not an authorization")
+    return {
+        "chain_id": _quantity(item["chainId"], 8),
+        "address": _hex(item["address"], ADDRESS_BYTES),
+        "nonce": _quantity(item["nonce"], 8),
+        "y_parity": _quantity(item["yParity"], 1),
+        "r": _quantity(item["r"], KEY_BYTES).to_bytes(KEY_BYTES, "big"),
+        "s": _quantity(item["s"], KEY_BYTES).to_bytes(KEY_BYTES, "big"),
+    }
+
+
+def _quantity(item: Any, width: int) -> int:
+    """A number of at most `width` bytes, as nodes write it (0x hex) or as a JSON integer."""
+    if isinstance(item, bool) or not isinstance(item, str | int):
+        raise TypeError("not a number")
+    if isinstance(item, str) and not QUANTITY.fullmatch(item):
+        raise ValueError("not a 0x number")
+    number = item if isinstance(item, int) else int(item, 16)
+    if number < 0 or number >> (8 * width):
+        raise ValueError("a number is out of range")
+    return number
 
 
 def _hex(text: str, width: int) -> bytes:

@@ -16,8 +16,9 @@ import pyarrow as pa
 
 from pipeline.assignment.records import StreamRecord
 from pipeline.errors import AmbiguousRound, DependencyDown, RoundAborted, StreamHalted
-from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
+from pipeline.ethereum.batch import Batch, BatchHeader
 from pipeline.ethereum.policy import Policy, applied
+from pipeline.ethereum.rows import needs_wide
 from pipeline.journal import Journal
 from pipeline.ports import Clock, ReaderPosition, Source, StreamWriter
 from pipeline.settings import ReaderSettings
@@ -87,6 +88,7 @@ class BatchReader:
         self._policy = policy
         self._telemetry = telemetry
         self._consumed = 0
+        self._page = self._page_max = settings.batch_rows_max * FETCH_BATCHES
         self.count = ReaderCount()
 
     async def rows_wait(self) -> bool:
@@ -147,11 +149,14 @@ class BatchReader:
                 await self._clock.sleep(LAG_LOOK_S)
 
     async def _next_batches(self, position: ReaderPosition) -> list[Batch]:
-        limit = self._settings.batch_rows_max * FETCH_BATCHES
-        table = await self._source.rows_after(self.stream.shard, position.cursor, limit)
+        table = await self._source.rows_after(self.stream.shard, position.cursor, self._page)
         if not table.num_rows:
             return []
-        return batches_of(self.stream, self._chain_id, position, table, self._settings, policy=self._policy)
+        batches = batches_of(self.stream, self._chain_id, position, table, self._settings, policy=self._policy)
+        used = sum(batch.rows.num_rows for batch in batches)
+        # Small batches, as where each row names another sender, leave most of a page to be fetched again.
+        self._page = min(self._page_max, self._page * 2) if used == table.num_rows else max(FETCH_BATCHES, used * 2)
+        return batches
 
     async def _publish(self, batches: list[Batch]) -> ReaderPosition:
         last, begun_s = batches[-1], self._clock.monotonic_s()
@@ -200,15 +205,22 @@ def batches_of(
         cursor = last_cursor(part)
         seq += 1
         header = BatchHeader(stream, seq, prev, cursor, chain_id, position.system_id)
-        batches.append(judged(header, part.select(COLUMNS.names), policy))
+        batches.append(judged(lane_of(header, part), part, policy))
         prev = cursor
         if len(batches) == FETCH_BATCHES:
             break
     return batches
 
 
+def lane_of(header: BatchHeader, rows: pa.RecordBatch) -> BatchHeader:
+    """The header with what these rows of one lane need: the sender that they name, the columns of newer types."""
+    sender = rows.column("sender")[0].as_py()
+    return replace(header, wide=needs_wide(rows), sender="0x" + sender.hex() if sender else "")
+
+
 def judged(header: BatchHeader, rows: pa.RecordBatch, policy: Policy | None) -> Batch:
     """A batch of rows as the source has them, after its policy; its header says which."""
+    rows = rows.select(header.schema.names)
     if policy is None:
         return Batch.build(header, rows)
     return Batch.build(replace(header, policy=policy.version), applied(policy, rows))

@@ -12,18 +12,19 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Final, Protocol
 
 from pipeline.assignment.records import NOWHERE, Assignment
 from pipeline.errors import DeploymentHalted, MalformedBatch, OncesignError, ProducerFenced
-from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
+from pipeline.ethereum.batch import Batch, BatchHeader
 from pipeline.ethereum.signed import header_of
 from pipeline.journal import Journal
 from pipeline.ports import Assigned, Assigner, AssignRequest, BatchLog, Clock, RoundWriter, Signers, Source
 from pipeline.stages.consumer import Worker
 from pipeline.stages.policies import Policies
 from pipeline.stages.publication import Outlets, partition_of, records_of
-from pipeline.stages.reader import judged
+from pipeline.stages.reader import judged, lane_of
 from pipeline.stream import Stream
 
 journal = Journal(__name__, "sweeper")
@@ -250,10 +251,12 @@ class Sweeper:
             assignment.chain_id,
             await source.system_id(),
         )
-        rows = table.select(COLUMNS.names).combine_chunks().to_batches()
+        rows = table.combine_chunks().to_batches()
         policies = [*(await self._ports.policies.versions(name)).values(), None] if rows else []
-        for policy in policies:  # only one of them makes the digest
-            batch = judged(header, rows[0], policy)
+        # Only one of them makes the digest; rows that need a wide batch now may have been cut when there were none.
+        headers = dict.fromkeys((header, lane_of(header, rows[0]))) if rows else ()
+        for lane, policy in product(headers, policies):
+            batch = judged(lane, rows[0], policy)
             if batch.digest == assignment.digest:
                 return batch.encode()
         raise MalformedBatch(

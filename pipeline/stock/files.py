@@ -2,14 +2,15 @@
 
 Columns: `type` (default 2), `chain_id`, `to` (0x hex; empty or null creates a contract), `value` (wei, default 0),
 `gas_limit`, `max_fee_per_gas`, `max_priority_fee_per_gas` (empty for types 0 and 1), `data` (0x hex, default empty),
-`access_list` (JSON, default none). Amounts may be integers or decimal text. An address in mixed case must have its
-EIP-55 checksum. Other columns are refused, so that a misspelt one shows.
+`access_list` (JSON, default none), `sender` (0x hex, default any key), `max_fee_per_blob_gas` and `blob_hashes` (JSON)
+of type 3, `authorization_list` (JSON) of type 4. Amounts may be integers or decimal text. An address in mixed case must
+have its EIP-55 checksum. Other columns are refused, so that a misspelt one shows.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ import pyarrow.parquet as arrow_parquet
 from sha3 import keccak_256
 
 from pipeline.errors import InputFileError
-from pipeline.ethereum.rows import access_list
+from pipeline.ethereum.rows import access_list, authorization_list, blob_hashes
 from pipeline.stock.row import COLUMNS, Row
 
 REQUIRED: Final = ("chain_id", "to", "gas_limit", "max_fee_per_gas")
@@ -30,6 +31,7 @@ CSV_BLOCK_BYTES: Final = 8 * 1024 * 1024
 
 DIGITS: Final = re.compile(r"[0-9]+")
 HEX: Final = re.compile(r"0x([0-9a-fA-F]{2})*")
+AUTHORIZATION_LIKE: Final = '[{"chainId": 1, "address": "0x…", "nonce": 0, "yParity": 0, "r": "0x…", "s": "0x…"}]'
 NOTHING_INSERTED: Final = "Nothing was inserted."
 
 
@@ -89,7 +91,11 @@ def _row(path: Path, number: int, fields: dict[str, Any]) -> Row:
         max_fee_per_gas=cell("max_fee_per_gas", _integer(10**78 - 1)),
         max_priority_fee_per_gas=cell("max_priority_fee_per_gas", _integer(10**78 - 1)),
         data=cell("data", _hex, b""),
-        access_list=cell("access_list", _access_list),
+        access_list=cell("access_list", _json(access_list, '[{"address": "0x…", "storageKeys": ["0x…"]}]')),
+        sender=cell("sender", _address),
+        max_fee_per_blob_gas=cell("max_fee_per_blob_gas", _integer(10**78 - 1)),
+        blob_hashes=cell("blob_hashes", _json(blob_hashes, '["0x…"]')),
+        authorization_list=cell("authorization_list", _json(authorization_list, AUTHORIZATION_LIKE)),
     )
 
 
@@ -132,10 +138,13 @@ def _checksummed(address: bytes) -> str:
     return "".join(d.upper() if nibble >= "8" else d for d, nibble in zip(digits, nibbles, strict=False))
 
 
-def _access_list(value: Any) -> str:
-    if not isinstance(value, str) or access_list(value) is None:
-        raise ValueError('is not JSON like [{"address": "0x…", "storageKeys": ["0x…"]}]')
-    return value
+def _json(parse: Callable[[str], Any], like: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or parse(value) is None:
+            raise ValueError(f"is not JSON like {like}")
+        return value
+
+    return read
 
 
 def _shown(text: str) -> str:

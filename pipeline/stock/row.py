@@ -18,7 +18,7 @@ COPY_ROWS: Final = 10_000
 
 
 class Row(NamedTuple):
-    """As Postgres takes it: wei as int, addresses and data as bytes, the access list as JSON text."""
+    """As Postgres takes it: wei as int, addresses and data as bytes, lists as JSON text."""
 
     type: int
     chain_id: int
@@ -29,8 +29,13 @@ class Row(NamedTuple):
     max_priority_fee_per_gas: int | None
     data: bytes
     access_list: str | None
+    sender: bytes | None = None
+    max_fee_per_blob_gas: int | None = None
+    blob_hashes: str | None = None
+    authorization_list: str | None = None
 
 
+OPTIONAL: Final = frozenset(Row._field_defaults)
 COLUMNS: Final = Row._fields
 """Of a source table, as far as whoever inserts rows fills them."""
 
@@ -59,14 +64,29 @@ def insert(settings: PostgresSettings, table: str, rows: Iterable[Row], *, at_on
     return copied
 
 
+def columns_of(connection: psycopg.Connection[tuple[Any, ...]], table: str) -> tuple[str, ...]:
+    """COLUMNS without those that this source lacks."""
+    name = sql.SQL(".").join(map(sql.Identifier, table.split("."))).as_string(connection)
+    query = "SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass(%s) AND NOT attisdropped"
+    present = {column for [column] in connection.execute(query, [name])}
+    return tuple(column for column in COLUMNS if column in present or column not in OPTIONAL)
+
+
 def copy_rows(connection: psycopg.Connection[tuple[Any, ...]], table: str, rows: Iterable[Row]) -> int:
-    """COPY inside the connection's transaction; how many. Postgres takes rows in while the next ones are made."""
+    """COPY inside the connection's transaction; how many. Postgres takes rows in while the next ones are made.
+
+    Raises InputFileError for a row that says what the table has no column for.
+    """
+    columns = columns_of(connection, table)
     statement = sql.SQL("COPY {} ({}) FROM STDIN").format(
-        sql.SQL(".").join(map(sql.Identifier, table.split("."))), sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
+        sql.SQL(".").join(map(sql.Identifier, table.split("."))), sql.SQL(", ").join(map(sql.Identifier, columns))
     )
+    lacking = [name for name in COLUMNS if name not in columns]
     copied = 0
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
         for row in rows:
-            copy.write_row(row)
+            if lost := [name for name in lacking if getattr(row, name) is not None]:
+                raise InputFileError(f"{table} has no column {lost[0]}.", hint="Add it (docs/formats.md).")
+            copy.write_row([getattr(row, name) for name in columns] if lacking else row)
             copied += 1
     return copied

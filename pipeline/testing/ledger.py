@@ -22,6 +22,7 @@ class Tables:
     next_nonces: dict[tuple[int, str], int] = field(default_factory=dict)
     kept: list[KeptKey] = field(default_factory=list)
     retired: set[tuple[int, str]] = field(default_factory=set)
+    apart: set[tuple[int, str]] = field(default_factory=set)
     fills: list[Fill] = field(default_factory=list)
     open: set[int] = field(default_factory=set)  #: connections
     enlisted: set[int] = field(default_factory=set)  #: connections that may sign
@@ -201,6 +202,15 @@ class TwinLedger:
     async def retired_keys(self) -> Collection[tuple[int, str]]:
         """See ports.Ledger."""
         return await self.database.ask("retired_keys", lambda: frozenset(self.tables.retired))
+
+    async def set_apart(self, chain_id: int, address: str, *, apart: bool) -> None:
+        """See ports.Ledger."""
+        change = self.tables.apart.add if apart else self.tables.apart.discard
+        await self.database.ask("set_apart", lambda: change((chain_id, address)))
+
+    async def keys_set_apart(self) -> Collection[tuple[int, str]]:
+        """See ports.Ledger."""
+        return await self.database.ask("keys_set_apart", lambda: frozenset(self.tables.apart))
 
     async def destroy_key(self, chain_id: int, address: str) -> None:
         """See ports.Ledger."""

@@ -18,16 +18,14 @@ from pipeline.testing.database import Database
 T = TypeVar("T")
 
 FIRST_XID: Final = 3  # Postgres keeps 0 to 2 for itself
-BINARY: Final = frozenset({"to", "data"})
-WIDE: Final = frozenset({"value", "max_fee_per_gas", "max_priority_fee_per_gas"})
+BINARY: Final = frozenset({"to", "data", "sender"})
+AMOUNTS: Final = frozenset({"value", "max_fee_per_gas", "max_priority_fee_per_gas", "max_fee_per_blob_gas"})
+TEXT: Final = AMOUNTS | {"access_list", "blob_hashes", "authorization_list"}
 TABLES_KEPT: Final = 1024
 """Stored rows never change, so the Arrow table of the same ones is made once."""
 
 SCHEMA: Final = pa.schema(
-    [
-        pa.field(name, pa.binary() if name in BINARY else pa.string() if name in {*WIDE, "access_list"} else pa.int64())
-        for name in RAW
-    ]
+    [pa.field(name, pa.binary() if name in BINARY else pa.string() if name in TEXT else pa.int64()) for name in RAW]
 )
 
 
@@ -212,6 +210,6 @@ def _table(found: tuple[StoredRow, ...]) -> pa.Table:
 
 def _raw(stored: StoredRow) -> dict[str, Any]:
     fields: dict[str, Any] = stored.row._asdict()
-    for name in WIDE:
+    for name in AMOUNTS:
         fields[name] = None if fields[name] is None else str(fields[name])
     return fields | {"created_xid": stored.cursor.xid, "id": stored.cursor.id}

@@ -175,6 +175,15 @@ async def test_what_a_recovery_needs_stays(postgres: PostgresSettings, table: st
                 stranger.execute(statement)
 
 
+async def test_keys_set_apart_are_remembered_until_they_are_not(connect: Connect) -> None:
+    ledger = connect()
+    for key in ((1, SENDER), (2, SENDER), (1, OTHER), (1, OTHER)):
+        await ledger.set_apart(*key, apart=True)
+    for _ in range(2):
+        await ledger.set_apart(1, SENDER, apart=False)
+    assert set(await connect().keys_set_apart()) == {(2, SENDER), (1, OTHER)}
+
+
 async def test_a_retired_key_is_remembered_and_its_copies_may_go(connect: Connect) -> None:
     ledger = connect()
     other = KeptKey(1, OTHER, b"sealed", 0)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from typing import Any, Protocol
 
+import orjson
 import psycopg
 import pyarrow as pa
 import pytest
@@ -14,13 +15,14 @@ from psycopg import sql
 
 from pipeline.adapters.postgres import connection_string
 from pipeline.adapters.postgres_source import PostgresSource
-from pipeline.errors import DatabaseUnavailable
-from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
+from pipeline.errors import DatabaseUnavailable, InputFileError
+from pipeline.ethereum.batch import WIDE, BatchHeader
 from pipeline.ports import Source
 from pipeline.settings import PostgresSettings, SourceSettings
+from pipeline.stages.reader import judged, lane_of
 from pipeline.stock.mix import Mix
 from pipeline.stock.row import COLUMNS as ROW_COLUMNS
-from pipeline.stock.row import Row
+from pipeline.stock.row import OPTIONAL, Row, insert
 from pipeline.stream import START, Cursor, Stream
 from pipeline.testing.source import TwinSource
 
@@ -115,7 +117,7 @@ class Reading:
 async def test_an_empty_source_has_no_rows(place: Place) -> None:
     table = await place.source.rows_after(0, START, 10)
     assert table.num_rows == 0
-    assert table.schema.names == ["created_xid", "id", *COLUMNS.names]
+    assert table.schema.names == ["created_xid", "id", "sender", *WIDE.names]
     assert await place.source.count() == 0
     assert not await place.source.any_after(0, START)
     assert (await place.source.rows_of([1, 2])).num_rows == 0
@@ -234,11 +236,44 @@ async def test_a_batch_can_be_built_again_from_its_bounds(place: Place) -> None:
     again = await place.source.rows_between(3, last(first), last(second))
     assert second.num_rows == 20
     header = BatchHeader(Stream("payouts", 3), 2, last(first), last(second), 1, "x")
-    batches = [
-        Batch.build(header, table.select(COLUMNS.names).combine_chunks().to_batches()[0]) for table in (second, again)
-    ]
+    parts = [table.combine_chunks().to_batches()[0] for table in (second, again)]
+    batches = [judged(lane_of(header, part), part, None) for part in parts]
     assert batches[0].digest == batches[1].digest
     assert batches[0].encode() == batches[1].encode()
+
+
+async def test_what_newer_rows_have_comes_as_it_was_inserted(place: Place) -> None:
+    authorization = {"chainId": 1, "address": "0x" + "44" * 20, "nonce": 7, "yParity": 1, "r": "0x5", "s": "0x6"}
+    row = ROW._replace(
+        sender=b"\x77" * 20,
+        max_fee_per_blob_gas=2**64 - 1,
+        blob_hashes=orjson.dumps(["0x" + "01" * 32]).decode(),
+        authorization_list=orjson.dumps([authorization]).decode(),
+    )
+    [tx_id] = place.insert(row)
+    [found] = (await place.source.rows_of([tx_id])).to_pylist()
+    assert (found["sender"], found["max_fee_per_blob_gas"]) == (b"\x77" * 20, 2**64 - 1)
+    assert found["blob_hashes"] == [b"\1" * 32]
+    [signed] = found["authorization_list"]
+    assert (signed["chain_id"], signed["nonce"], signed["y_parity"]) == (1, 7, 1)
+    assert (found["defect"], found["type"]) == (0, ROW.type)
+
+
+@pytest.mark.integration
+async def test_a_table_from_before_there_were_senders_is_read_and_stocked(postgres: PostgresSettings) -> None:
+    with psycopg.connect(connection_string(postgres), autocommit=True) as connection:
+        connection.execute("SELECT oncesign_create_source_v1('older', 2)")
+        for name in OPTIONAL:
+            connection.execute(sql.SQL("ALTER TABLE older DROP COLUMN {}").format(sql.Identifier(name)))
+    settings = SourceSettings(name="older", table="older", shards=2)
+    assert insert(postgres, "older", [ROW] * 4) == 4
+    with pytest.raises(InputFileError, match="older has no column sender"):
+        insert(postgres, "older", [ROW, ROW._replace(sender=b"\1" * 20)])
+    source = PostgresSource(postgres, settings)
+    await source.check()
+    found = await source.rows_after(0, START, 10)
+    assert (found.num_rows, found.column("sender").null_count, found.column("blob_hashes").null_count) == (2, 2, 2)
+    await source.close()
 
 
 async def test_rows_can_be_looked_up_by_id(place: Place) -> None:

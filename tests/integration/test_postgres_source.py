@@ -19,7 +19,7 @@ from pipeline.errors import DatabaseUnavailable, SettingError
 from pipeline.ethereum.reasons import Reason
 from pipeline.settings import PostgresSettings, SourceSettings
 from pipeline.stock.mix import Mix
-from pipeline.stock.row import insert
+from pipeline.stock.row import OPTIONAL, insert
 from pipeline.stream import START, Cursor
 
 pytestmark = pytest.mark.integration
@@ -107,7 +107,8 @@ def test_a_page_is_read_in_index_order(postgres: PostgresSettings, connection: C
     connection.execute(before)
     connection.execute(IN_INDEX_ORDER)
     for after in (START, Cursor(700, 5), Cursor(2**40, 5)):
-        query = select('"transactions"', (FROM + AFTER).format(shard=3, xid=after.xid, id=after.id, limit=1000))
+        where = (FROM + AFTER).format(shard=3, xid=after.xid, id=after.id, limit=1000)
+        query = select('"transactions"', where, OPTIONAL)
         plan = "\n".join(line for [line] in connection.execute("EXPLAIN " + query).fetchall())
         assert "Index Scan using transactions_cursor" in plan
         assert "Sort" not in plan

@@ -17,7 +17,8 @@ from pipeline.stock.row import Row
 from pipeline.stream import START, Cursor, Stream
 from pipeline.testing.source import TwinSource
 
-CANNOT_BE_A_ROW = {Reason.SIGNABLE, Reason.TO_MALFORMED, Reason.SIGNING_FAILED, *CODES}
+NEWER = {reason for reason in Reason if reason >= Reason.SENDER_MALFORMED}
+CANNOT_BE_A_ROW = {Reason.SIGNABLE, Reason.TO_MALFORMED, Reason.SIGNING_FAILED, *CODES, *NEWER}
 
 
 async def verdicts(rows: list[Row], chain_id: int = 1) -> list[Reason]:

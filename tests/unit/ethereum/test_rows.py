@@ -8,10 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.ethereum.batch import COLUMNS, Batch
+from pipeline.ethereum.batch import EXTRA_COLUMNS, WIDE
 from pipeline.ethereum.reasons import Reason
 from pipeline.ethereum.rows import ACCESS_LIST_KEYS_MAX, RAW, access_list, batch_columns
 from pipeline.ethereum.validity import judge
+from pipeline.stages.reader import judged, lane_of
 from tests import ethereum_rows as rows_
 
 RAW_TYPES: Final[dict[str, Any]] = {
@@ -26,9 +27,49 @@ RAW_TYPES: Final[dict[str, Any]] = {
     "max_priority_fee_per_gas": pa.string(),
     "data": pa.binary(),
     "access_list": pa.string(),
+    "sender": pa.binary(),
+    "max_fee_per_blob_gas": pa.string(),
+    "blob_hashes": pa.string(),
+    "authorization_list": pa.string(),
 }
 
 ENTRY = {"address": "0x" + "11" * 20, "storageKeys": ["0x" + "22" * 32]}
+
+HASH = "0x" + "01" * 32
+AUTHORIZATION: dict[str, Any] = {
+    "chainId": "0x1",
+    "address": "0x" + "44" * 20,
+    "nonce": hex(2**64 - 1),
+    "yParity": "0x0",
+    "r": "0x" + "ff" * 32,
+    "s": "0xA",
+}
+BAD_HASHES = ["?", "{}", '"0x01"', "[1]", json.dumps([HASH[:-2]]), json.dumps([HASH[2:]]), json.dumps([HASH] * 65)]
+BAD_AUTHORIZATIONS = [
+    "0",
+    "[[]]",
+    json.dumps([AUTHORIZATION] * 1_025),
+    json.dumps([{name: value for name, value in AUTHORIZATION.items() if name != "s"}]),
+    json.dumps([AUTHORIZATION | {"v": 27}]),
+    *(
+        json.dumps([AUTHORIZATION | {name: value}])
+        for name, value in [
+            ("chainId", 2**64),
+            ("chainId", -1),
+            ("chainId", True),
+            ("chainId", "1"),
+            ("chainId", "0x"),
+            ("chainId", None),
+            ("address", None),
+            ("address", "0x44"),
+            ("nonce", hex(2**64)),
+            ("nonce", 1.5),
+            ("yParity", 256),
+            ("r", "0x1" + "00" * 32),
+            ("s", []),
+        ]
+    ),
+]
 
 
 def source(**changes: Any) -> dict[str, Any]:
@@ -60,14 +101,14 @@ def converted(**changes: Any) -> dict[str, Any]:
 
 
 def verdict(**changes: Any) -> Reason:
-    made = batch_columns(table([source(**changes)])).select(COLUMNS.names).to_batches()[0]
-    return Reason(judge(Batch.build(rows_.header(), made))[0])
+    [made] = batch_columns(table([source(**changes)])).to_batches()
+    return Reason(judge(judged(lane_of(rows_.header(), made), made, None))[0])
 
 
 def test_the_schema_is_that_of_a_batch_behind_the_cursor() -> None:
     made = batch_columns(table([source()]))
-    assert made.schema.names[:2] == ["created_xid", "id"]
-    assert pa.schema(list(made.schema)[2:]).equals(COLUMNS)
+    assert made.schema.names[:3] == ["created_xid", "id", "sender"]
+    assert pa.schema(list(made.schema)[3:]).equals(WIDE)
 
 
 def test_no_rows_give_no_rows() -> None:
@@ -89,7 +130,22 @@ def test_a_plain_row() -> None:
         "data": b"abc",
         "access_list": [{"address": b"\x11" * 20, "storage_keys": [b"\x22" * 32]}],
         "defect": 0,
-    }
+    } | dict.fromkeys(("sender", *EXTRA_COLUMNS.names))
+
+
+def test_a_row_with_all_that_newer_types_have() -> None:
+    made = converted(
+        sender=b"\x77" * 20,
+        max_fee_per_blob_gas=str(2**64 - 1),
+        blob_hashes=json.dumps([HASH, HASH]),
+        authorization_list=json.dumps([AUTHORIZATION, AUTHORIZATION | {"chainId": 0, "yParity": 1, "r": "0x7"}]),
+    )
+    assert (made["sender"], made["max_fee_per_blob_gas"], made["defect"]) == (b"\x77" * 20, 2**64 - 1, 0)
+    assert made["blob_hashes"] == [b"\1" * 32] * 2
+    one = {"chain_id": 1, "address": b"\x44" * 20, "nonce": 2**64 - 1, "y_parity": 0}
+    one |= {"r": b"\xff" * 32, "s": (10).to_bytes(32, "big")}
+    other = one | {"chain_id": 0, "y_parity": 1, "r": (7).to_bytes(32, "big")}
+    assert made["authorization_list"] == [one, other]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +153,7 @@ def test_a_plain_row() -> None:
     [
         (Reason.UNKNOWN_TYPE, {"type": None}),
         (Reason.UNKNOWN_TYPE, {"type": -1}),
-        (Reason.UNKNOWN_TYPE, {"type": 3}),
+        (Reason.UNKNOWN_TYPE, {"type": 5}),
         (Reason.UNKNOWN_TYPE, {"type": 256}),
         (Reason.UNKNOWN_TYPE, {"type": 2**40}),
         (Reason.CHAIN_ID_MISMATCH, {"chain_id": None}),
@@ -128,6 +184,13 @@ def test_a_plain_row() -> None:
         (Reason.ACCESS_LIST_MALFORMED, {"access_list": "not json"}),
         (Reason.ACCESS_LIST_MALFORMED, {"access_list": "{}"}),
         (Reason.ACCESS_LIST_MALFORMED, {"type": 0, "max_priority_fee_per_gas": None, "access_list": "[1]"}),
+        (Reason.SENDER_MALFORMED, {"sender": b""}),
+        (Reason.SENDER_MALFORMED, {"sender": b"\1" * 21}),
+        (Reason.FEE_OUT_OF_RANGE, {"type": 3, "max_fee_per_blob_gas": str(2**64), "blob_hashes": json.dumps([HASH])}),
+        (Reason.BLOBS_MALFORMED, {"type": 3, "max_fee_per_blob_gas": "1"}),
+        *((Reason.BLOBS_MALFORMED, {"blob_hashes": text}) for text in BAD_HASHES),
+        (Reason.AUTHORIZATIONS_MALFORMED, {"type": 4}),
+        *((Reason.AUTHORIZATIONS_MALFORMED, {"authorization_list": text}) for text in BAD_AUTHORIZATIONS),
     ],
 )
 def test_what_fits_no_column_is_a_defect_of_its_row(reason: Reason, changes: dict[str, Any]) -> None:
