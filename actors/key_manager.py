@@ -128,6 +128,10 @@ class KeyManagerActor:
         """Lend a disabled key never again."""
         await (await self._started()).retire(chain_id, address, destroy=destroy)
 
+    async def set_apart(self, chain_id: int, address: str, *, apart: bool) -> None:
+        """Lend a key for blob transactions alone, or for all others alone."""
+        await (await self._started()).set_apart(chain_id, address, apart=apart)
+
     async def unhalt(self, stream: Stream) -> None:
         """Let a halted stream go on."""
         await (await self._started()).unhalt(stream)

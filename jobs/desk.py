@@ -51,6 +51,10 @@ class KeyDesk(Protocol):
         """See KeyManager."""
         ...
 
+    async def set_apart(self, chain_id: int, address: str, *, apart: bool) -> None:
+        """See KeyManager."""
+        ...
+
     async def unhalt(self, stream: Stream) -> None:
         """See KeyManager."""
         ...

@@ -221,6 +221,7 @@ class Driver:
             "keys": manager.counts.get("keys", {}) if manager else {},
             "over_budget": manager.counts.get("over_budget", []) if manager else [],
             "no_keys": manager.counts.get("no_keys", []) if manager else [],
+            "no_blob_keys": manager.counts.get("no_blob_keys", []) if manager else [],
             "halted": status.halted,
             "restarts": status.restarts,
             "ready": bool(status.members) and all(_runs(member) for member in status.members.values()),

@@ -30,7 +30,7 @@ Source = Annotated[str, typer.Option(help="The source whose chain the keys are f
 Store = Annotated[str, typer.Option(help="A key store that keeps the KEK wrapped: aws-kms; default: none.")]
 StoreKey = Annotated[str, typer.Option("--key", help="The key of the store that wraps it, as the store names it.")]
 Addresses = Annotated[list[str], typer.Argument(metavar="ADDRESS...", help="One or more addresses.")]
-TITLES = ("address", "chain_id", "state", "next_nonce", "since", "uses", "holder")
+TITLES = ("address", "chain_id", "state", "next_nonce", "since", "uses", "holder", "set_apart")
 
 CHECKED = ("address", "next_nonce", "latest", "pending", "verdict", "detail")
 LOOK_S: Final = 0.25
@@ -108,6 +108,17 @@ def enable(addresses: Addresses, source: Source = "") -> None:
     """Lend keys again."""
     _change("enable", addresses, source)
     say(f"{_told(addresses)} enabled. Next: oncesign keys list")
+
+
+@app.command("set-apart")
+def set_apart(
+    addresses: Addresses,
+    undo: Annotated[bool, typer.Option("--undo", help="Lend them for all other transactions again.")] = False,
+    source: Source = "",
+) -> None:
+    """Lend keys for blob transactions alone: nodes refuse to have those and others of one account in their pools."""
+    _change("set_apart", addresses, source, apart=not undo)
+    say(f"{_told(addresses)} lent for {'all others' if undo else 'blob transactions'} alone. Next: oncesign keys list")
 
 
 @app.command()
@@ -267,6 +278,7 @@ def row_of(key: KeyRecord) -> dict[str, Any]:
         "since": moment(key.since_unix_ms),
         "uses": key.uses,
         "holder": f"{holder.worker} on {holder.node} for {holder.stream} batch {holder.seq}" if holder else None,
+        "set_apart": "blobs" if key.set_apart else None,
     }
 
 

@@ -141,6 +141,8 @@ def progress_line(fields: dict[str, Any]) -> str:
     ]
     if fields["no_keys"]:
         parts.append(f"no key for chain {fields['no_keys'][0]}")
+    if fields["no_blob_keys"]:
+        parts.append(f"no key for blob transactions on chain {fields['no_blob_keys'][0]}")
     if fields["violations"]:
         parts.append(f"{fields['violations']} VIOLATIONS")
     return " · ".join(parts)

@@ -173,6 +173,7 @@ def _waits(report: dict[str, Any]) -> Table:
 def _alarms(report: dict[str, Any]) -> list[Text]:
     lines = [f"stream {stream} is halted: {reason}" for stream, reason in report["halted"].items()]
     lines += [f"no key for chain {chain_id}" for chain_id in report["no_keys"]]
+    lines += [f"no key for blob transactions on chain {chain_id}" for chain_id in report.get("no_blob_keys", [])]
     if report["violations"]:
         lines.append(f"{report['violations']} VIOLATIONS; run: oncesign verify")
     return [Text(line, style="bold red") for line in lines]

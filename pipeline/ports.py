@@ -366,6 +366,8 @@ class AssignRequest:
     batch_offset: int
     signed_from: tuple[int, ...]
     spend: int = 0  #: wei that its signable rows may cost together
+    sender: str = ""  #: the only key that may sign it; empty = any of its pool
+    blobs: bool = False  #: it is of blob transactions, for which keys are set apart
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,6 +208,12 @@ def enabled(key: KeyRecord) -> KeyRecord:
     return replace(key, state=KeyState.FREE)
 
 
+def placed_apart(key: KeyRecord, *, apart: bool) -> KeyRecord:
+    """For blob transactions alone, or for all others alone. Raises UsageError for a retired one."""
+    _require_not_retired(key)
+    return replace(key, set_apart=apart)
+
+
 def _require_not_retired(key: KeyRecord) -> None:
     if key.state is KeyState.RETIRED:
         raise retired_error(key.address)

@@ -16,6 +16,7 @@ from pipeline.assignment.administration import (
     can_sign,
     disabled,
     enabled,
+    placed_apart,
     plan_change,
     plan_import,
     plan_reseal,
@@ -29,7 +30,7 @@ from pipeline.assignment.kept import kept_of
 from pipeline.assignment.paths import Paths
 from pipeline.assignment.plan import Plan
 from pipeline.assignment.view import Guard, View
-from pipeline.errors import UsageError
+from pipeline.errors import KeyNotInPool, UsageError
 from pipeline.ports import Clock, Ledger
 
 GROUP_MAX: Final = 32
@@ -75,6 +76,14 @@ class KeyLife(ABC):
         if (chain_id, address) in view.keys and not can_sign(view, address):
             raise UsageError(f"the private key of {address} was lost.", hint="Run: oncesign keys import")
         await self._do(partial(plan_change, chain_id=chain_id, address=address, change=enabled, now_ms=now_ms))
+
+    async def set_apart(self, chain_id: int, address: str, *, apart: bool) -> None:
+        """Lend this key for blob transactions alone; with `apart` False, for all others alone. Raises UsageError."""
+        if (chain_id, address) not in self.view().keys:
+            raise KeyNotInPool(chain_id, address)
+        await self._ledger.set_apart(chain_id, address, apart=apart)
+        change, now_ms = partial(placed_apart, apart=apart), self._clock.unix_ms()
+        await self._do(partial(plan_change, chain_id=chain_id, address=address, change=change, now_ms=now_ms))
 
     async def reseal(self, keys: Sequence[Resealed]) -> None:
         """Put other sealed bytes in the place of those that are there; what has changed since is left as it is."""

@@ -263,14 +263,19 @@ class KeyManager(KeyLife):
             "assignments": len(self._view.assignments),
             "queue": len(self._pending),
             "queue_oldest_s": round(now_s - self._pending[0].since_s, 3) if self._pending else 0.0,
-            "no_keys": sorted({p.request.chain_id for p in self._pending if p.request.count} - self._chains()),
+            "no_keys": self._missing(blobs=False),
+            "no_blob_keys": self._missing(blobs=True),
             "over_budget": sorted(self._over_budget) if self._pending else [],
             "halted": {str(s): h.record.halted for s, h in self._view.streams.items() if h.record.halted},
             "fence": self._guard.fence if self._guard else 0,
         }
 
-    def _chains(self) -> set[int]:
-        return {chain_id for chain_id, _ in self._view.keys}
+    def _missing(self, *, blobs: bool) -> list[int]:
+        """Chains for which a batch waits, and there is no key that may sign it."""
+        held = [h.record for h in self._view.keys.values()]
+        waiting = [p.request for p in self._pending if p.request.count and not p.request.sender]
+        wanted = {request.chain_id for request in waiting if request.blobs is blobs}
+        return sorted(wanted - {key.chain_id for key in held if key.set_apart is blobs})
 
     # ── the writer ───────────────────────────────────────────────────────────────────────────────────────────────────
 

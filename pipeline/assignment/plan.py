@@ -78,6 +78,11 @@ class Plan:
         held = self.view.assignments.get((stream, seq))
         self.relied[self.guard.paths.assignment(stream, seq)] = held.mod_revision if held else 0
 
+    def rely_on_key(self, chain_id: int, address: str) -> None:
+        """The same of a key."""
+        held = self.view.keys.get((chain_id, address))
+        self.relied[self.guard.paths.key(chain_id, address)] = held.mod_revision if held else 0
+
     def size(self) -> int:
         """How many records it writes or relies on."""
         return len(self.puts) + len(self.raw_puts) + len(self._deleted()) + len(self.relied)

@@ -18,8 +18,9 @@ from typing import Final
 
 from pipeline.assignment.archive import KeptKey, Key
 from pipeline.assignment.records import Assignment, Holder, KeyRecord, KeyState, StreamRecord
-from pipeline.assignment.rules import NONCE_END, Batch
+from pipeline.assignment.rules import NONCE_END, Batch, denial
 from pipeline.assignment.view import GENERATION_SHIFT, View, turn
+from pipeline.ethereum.reasons import Reason
 from pipeline.ports import AssignRequest, LedgerEntry
 from pipeline.stream import Cursor, Stream
 
@@ -41,6 +42,7 @@ class Facts:
     cursors: Mapping[Stream, Cursor] = field(default_factory=dict)  #: of the heads
     chains: Mapping[Stream, tuple[int, str]] = field(default_factory=dict)  #: chain and system id, by the settings
     retired: Collection[Key] = frozenset()  #: never lent again
+    apart: Collection[Key] = frozenset()  #: lent for blob transactions alone
     generation: int = 0  #: of the ledger: what was assigned in an earlier one and is not in it, it refuses
     problems: tuple[str, ...] = ()  #: what could not be told while the facts were gathered
 
@@ -139,6 +141,11 @@ class _Rebuilding:
             self._made.problems.append(f"{name} was sworn and not published, and is not on its topic any more")
         elif request.digest != entry.digest:
             self._made.problems.append(f"{name} is on its topic with another digest than the ledger's")
+        elif entry.count == 0 < request.count and request.sender and request.chain_id == entry.chain_id:
+            # The ledger says that it was denied, not why: what the pool says now is as good a reason.
+            why = denial(self._record(request.chain_id, request.sender), request) or Reason.SENDER_DISABLED
+            made = self._assignment(request, "", 0, entry.fence, why.code)
+            self._take(batch, made, "the ledger has it, tx.signed does not")
         elif (request.chain_id, request.count) != (entry.chain_id, entry.count):
             self._made.problems.append(
                 f"{name} has {request.count} signable rows for chain {request.chain_id} by this version's rules, the "
@@ -190,17 +197,35 @@ class _Rebuilding:
         if request is None:
             self._made.problems.append(f"{name} was never signed, and is not on its topic any more")
             return
-        address, nonce = "", 0
-        if request.count:
-            key = self._free_key(request.chain_id, request.count)
+        address, nonce, denied = "", 0, ""
+        if request.count and request.sender:
+            why = denial(self._record(request.chain_id, request.sender), request)
+            denied = why.code if why is not None else ""
+        if request.count and not denied:
+            key = self._free_key(request)
             if key is None:
-                self._made.problems.append(f"{name} needs a key, and none of chain {request.chain_id} is free")
+                missing = f"a key, and none of chain {request.chain_id} is free"
+                lacks = f"{request.sender}, which is not free" if request.sender else missing
+                self._made.problems.append(f"{name} needs {lacks}")
                 return
             address, nonce = key[1], self._base(key)
-        made = self._assignment(request, address, nonce, self._fence)
+        made = self._assignment(request, address, nonce, self._fence, denied)
         self._take(batch, made, "later batches of its stream are in the ledger, it is not")
 
-    def _free_key(self, chain_id: int, count: int) -> Key | None:
+    def _record(self, chain_id: int, address: str) -> KeyRecord | None:
+        """A key as it will be, but for what it is locked for; None for one that cannot sign."""
+        key = chain_id, address
+        if key not in self._known() or not self._can_sign(key):
+            return None
+        held = self._view.keys.get(key)
+        record = held.record if held is not None else self._new_key(key)
+        return self._unlocked(record, self._base(key))
+
+    def _new_key(self, key: Key) -> KeyRecord:
+        state = KeyState.FREE if self._can_sign(key) else KeyState.DISABLED
+        return KeyRecord(*key, state, self._base(key), self._now_ms, 0, set_apart=key in self._facts.apart)
+
+    def _free_key(self, request: AssignRequest) -> Key | None:
         """Of those that etcd knows the one whose turn it is, else the first of those that come back."""
         known = [held.record for key, held in self._view.keys.items() if key not in self._taken]
         lendable = [
@@ -209,10 +234,14 @@ class _Rebuilding:
         keys = [(key.chain_id, key.address) for key in sorted(lendable, key=turn)]
         keys += sorted(set(self._facts.kept) - set(self._view.keys) - set(self._taken))
         keys = [key for key in keys if key not in self._facts.retired]
-        fits = (k for k in keys if k[0] == chain_id and self._can_sign(k) and self._base(k) + count <= NONCE_END)
+        keys = [key for key in keys if key[0] == request.chain_id and (key in self._facts.apart) is request.blobs]
+        keys = [key for key in keys if request.sender in ("", key[1])]
+        fits = (k for k in keys if self._can_sign(k) and self._base(k) + request.count <= NONCE_END)
         return next(fits, None)
 
-    def _assignment(self, request: AssignRequest, address: str, first_nonce: int, fence: int) -> Assignment:
+    def _assignment(
+        self, request: AssignRequest, address: str, first_nonce: int, fence: int, denied: str = ""
+    ) -> Assignment:
         return Assignment(
             stream=request.stream,
             seq=request.seq,
@@ -222,7 +251,7 @@ class _Rebuilding:
             chain_id=request.chain_id,
             address=address,
             first_nonce=first_nonce,
-            count=request.count,
+            count=0 if denied else request.count,
             rows=request.rows,
             rules_version=request.rules_version,
             fence=fence,
@@ -231,6 +260,7 @@ class _Rebuilding:
             since_unix_ms=self._now_ms,
             batch_offset=request.batch_offset,
             signed_from=request.signed_from,
+            denied=denied,
         )
 
     def _take(self, batch: Batch, made: Assignment, why: str) -> None:
@@ -290,11 +320,8 @@ class _Rebuilding:
         for key in sorted(self._known()):
             held = self._view.keys.get(key)
             batch = self._taken.get(key)
-            if held is not None:
-                record = held.record
-            else:
-                state = KeyState.FREE if self._can_sign(key) else KeyState.DISABLED
-                record = KeyRecord(*key, state, self._base(key), self._now_ms, 0)
+            record = held.record if held is not None else self._new_key(key)
+            record = replace(record, set_apart=key in self._facts.apart)
             if held is not None and record.state is not KeyState.LOCKED and record.next_nonce > self._base(key):
                 # Only a published batch frees a key, and only one that was sworn is published: the ledger has lost it.
                 self._made.problems.append(

@@ -113,6 +113,7 @@ class KeyRecord(Record):
     uses: int
     holder: Holder | None = None
     disable_on_release: bool = False
+    set_apart: bool = False  #: for blob transactions, and for nothing else
 
     @classmethod
     def _typed(cls, fields: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +157,8 @@ class Assignment(Record):
     """batch → key and nonce range `[first_nonce, first_nonce + count)`, bound for ever.
 
     A batch without a signable row has `address == ""` and `count == 0`: it takes no key, and is followed to its
-    publication like any other.
+    publication like any other. So has one whose pinned sender is not lent: `denied` is why, and every row that could be
+    signed is rejected with it.
     """
 
     stream: Stream
@@ -176,6 +178,7 @@ class Assignment(Record):
     since_unix_ms: int
     batch_offset: int  #: of the batch on its partition of tx.batches, or NOWHERE
     signed_from: tuple[int, ...]  #: per partition of tx.signed, an offset at or before the one of the signed record
+    denied: str = ""  #: code of a Reason of reasons.OF_SENDER, or empty
 
     @classmethod
     def _typed(cls, fields: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pipeline.assignment.plan import Plan
 from pipeline.assignment.records import Assignment, Holder, KeyRecord, KeyState, StreamRecord
 from pipeline.assignment.view import Guard, View, turn
 from pipeline.errors import NotReleasable
+from pipeline.ethereum.reasons import Reason
 from pipeline.ports import Assigned, AssignReply, AssignRequest, Published, Refused, Waiting
 from pipeline.stream import Stream
 
@@ -21,12 +22,15 @@ NONCE_END: Final = 2**64 - 1
 """EIP-2681: a nonce is below 2^64 - 1."""
 
 WRITES_PER_BATCH: Final = 3
-"""Assignment, stream and key."""
+"""Assignment, stream and key, which may only be relied on."""
 
 WRITES_MAX: Final = 120
 """With the three compares of the guard, within etcd's 128 operations (--max-txn-ops)."""
 
 Batch: TypeAlias = tuple[Stream, int]
+Pool: TypeAlias = tuple[int, bool]
+"""A chain, and whether its keys are set apart for blob transactions."""
+
 NO_BUDGETS: Final[Mapping[str, Budget]] = {}
 
 
@@ -48,8 +52,8 @@ class Assigning:
         self.plan = Plan(guard, view)
         self._now_ms = max(now_ms, view.latest_ms)
         self._ledger = ledger
-        self._free: dict[int, list[KeyRecord]] = {}  # by chain, in turn
-        self._starved: set[int] = set()
+        self._free: dict[Pool, list[KeyRecord]] = {}  # in turn
+        self._starved: set[Pool] = set()
         self._held_back: set[Stream] = set()
         self._budgets = budgets
         self.over_budget: set[str] = set()  #: sources with a batch that waits for the next period
@@ -112,21 +116,27 @@ class Assigning:
         return self._halt(stream, f"batch {request.seq} was published, but the ledger has {found} for it")
 
     def _assign(self, stream: StreamRecord, request: AssignRequest) -> AssignReply:
+        if request.count and request.sender:
+            pinned = self.plan.key(request.chain_id, request.sender)
+            if denied := denial(pinned, request):
+                self.plan.rely_on_key(request.chain_id, request.sender)
+                return self._lend(stream, request, None, denied.code)
         if not self._affords(request):
             self.over_budget.add(request.stream.source)
             self._held_back.add(request.stream)
             return Waiting()
-        key = None
-        if request.count:
-            key = None if request.chain_id in self._starved else self._choose(request.chain_id, request.count)
-            if key is None:
-                # First come, first served: nobody behind this request may take the next key of its chain.
-                self._starved.add(request.chain_id)
-                self._held_back.add(request.stream)
-                return Waiting()
-        assignment = self._made(request, key)
+        key = self._key_for(request) if request.count else None
+        if key is None and request.count:
+            self._held_back.add(request.stream)
+            return Waiting()
+        return self._lend(stream, request, key)
+
+    def _lend(
+        self, stream: StreamRecord, request: AssignRequest, key: KeyRecord | None, denied: str = ""
+    ) -> AssignReply:
+        assignment = self._made(request, key, denied)
         self.plan.put(assignment)
-        charged = self._charged(stream, request)
+        charged = stream if denied else self._charged(stream, request)
         self.plan.put(replace(charged, seq=request.seq, cursor=request.cursor, digest=request.digest))
         if key is not None:
             self.plan.put(
@@ -152,17 +162,34 @@ class Assigning:
         budget = self._budgets.get(request.stream.source)
         return stream if budget is None else budget.charged(stream, request.spend, self._now_ms)
 
-    def _choose(self, chain_id: int, count: int) -> KeyRecord | None:
-        """The free key of the chain that has been free for longest, taken off the list of this group."""
-        if chain_id not in self._free:
-            held = (h.record for h in self.plan.view.keys.values() if h.record.chain_id == chain_id)
-            self._free[chain_id] = sorted((key for key in held if key.state is KeyState.FREE), key=turn)
-        free = self._free[chain_id]
-        fits = (at for at, key in enumerate(free) if key.next_nonce + count <= NONCE_END)
+    def _key_for(self, request: AssignRequest) -> KeyRecord | None:
+        """The pinned one if it is free; else the one whose turn it is."""
+        if request.sender:
+            pinned = self.plan.key(request.chain_id, request.sender)
+            return pinned if pinned is not None and pinned.state is KeyState.FREE else None
+        pool = request.chain_id, request.blobs
+        key = None if pool in self._starved else self._choose(pool, request.count)
+        if key is None:
+            # First come, first served: nobody behind this request may take the next key of its pool.
+            self._starved.add(pool)
+        return key
+
+    def _choose(self, pool: Pool, count: int) -> KeyRecord | None:
+        """The free key of the pool that has been free for longest, taken off the list of this group."""
+        if pool not in self._free:
+            held = (h.record for h in self.plan.view.keys.values() if (h.record.chain_id, h.record.set_apart) == pool)
+            self._free[pool] = sorted((key for key in held if key.state is KeyState.FREE), key=turn)
+        free = self._free[pool]
+        fits = (at for at, key in enumerate(free) if key.next_nonce + count <= NONCE_END and self._is_free(key))
         at = next(fits, None)
         return None if at is None else free.pop(at)
 
-    def _made(self, request: AssignRequest, key: KeyRecord | None) -> Assignment:
+    def _is_free(self, key: KeyRecord) -> bool:
+        """Still: a request of this group may have it pinned."""
+        planned = self.plan.key(key.chain_id, key.address)
+        return planned is not None and planned.state is KeyState.FREE
+
+    def _made(self, request: AssignRequest, key: KeyRecord | None, denied: str) -> Assignment:
         return Assignment(
             stream=request.stream,
             seq=request.seq,
@@ -172,7 +199,7 @@ class Assigning:
             chain_id=request.chain_id,
             address=key.address if key else "",
             first_nonce=key.next_nonce if key else 0,
-            count=request.count,
+            count=0 if denied else request.count,
             rows=request.rows,
             rules_version=request.rules_version,
             fence=self.plan.guard.lasting_fence,
@@ -181,6 +208,7 @@ class Assigning:
             since_unix_ms=self._now_ms,
             batch_offset=request.batch_offset,
             signed_from=request.signed_from,
+            denied=denied,
         )
 
     def _holder(self, a: Assignment) -> Holder:
@@ -206,6 +234,17 @@ def _mismatch(stream: StreamRecord, request: AssignRequest) -> str:
             f"{stream.cursor}"
         )
     return ""
+
+
+def denial(key: KeyRecord | None, request: AssignRequest) -> Reason | None:
+    """Why the sender that a request names is not lent for it, whether it is free or not."""
+    if key is None:
+        return Reason.SENDER_UNKNOWN
+    if key.state in (KeyState.DISABLED, KeyState.RETIRED) or key.disable_on_release:
+        return Reason.SENDER_DISABLED
+    if key.next_nonce + request.count > NONCE_END:
+        return Reason.SENDER_DISABLED
+    return Reason.SENDER_SET_APART if key.set_apart is not request.blobs else None
 
 
 def is_locked_for(key: KeyRecord | None, assignment: Assignment) -> bool:

@@ -68,8 +68,11 @@ class BatchToAssign(Given):
     spend_wei: str = Field(
         "0",
         pattern=r"^[0-9]{1,90}$",
-        description="value + gas limit * fee cap of the signable rows, together; needed when the source has a budget",
+        description="value + gas limit * fee cap + blob gas * blob fee of the signable rows, together; needed when the "
+        "source has a budget",
     )
+    sender: Address | Literal[""] = Field("", description="the only key that may sign it; empty = any of its pool")
+    blobs: bool = Field(default=False, description="it is of blob transactions, for which keys are set apart")
 
 
 class AssignBody(Given):
@@ -144,6 +147,7 @@ class Assignment(Answer):
     since_unix_ms: UnixMs
     batch_offset: int
     signed_from: list[int]
+    denied: str = Field(description="why its sender was not lent, or empty: reject its signable rows for this reason")
 
 
 class AssignedReply(Answer):
@@ -211,6 +215,7 @@ class Key(Answer):
     uses: int
     holder: Holder | None
     disable_on_release: bool
+    set_apart: bool = Field(description="for blob transactions, and for nothing else")
 
 
 class KeyList(Answer):

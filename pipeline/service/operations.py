@@ -12,7 +12,7 @@ from pydantic import SecretBytes
 from pipeline.custody.kek_ring import KekRing
 from pipeline.custody.keystore import open_keystore
 from pipeline.errors import SecretFileError
-from pipeline.ethereum.validity import RULES_VERSION
+from pipeline.ethereum.validity import RULES_VERSION, WIDE_RULES_VERSION
 from pipeline.ports import Assigned, AssignReply, AssignRequest, Published, Refused, Waiting
 from pipeline.service import body
 from pipeline.service.desk import Leading
@@ -132,11 +132,11 @@ class Operations:
             raise Problem(
                 Code.CONFLICT, f"batch {request.seq} is for chain {request.chain_id}, {stream} for {source.chain_id}."
             )
-        if request.rules_version != RULES_VERSION:
+        if request.rules_version not in (RULES_VERSION, WIDE_RULES_VERSION):
             raise Problem(
                 Code.CONFLICT,
-                f"the rules are of version {RULES_VERSION}, not {request.rules_version}.",
-                "Validate it by this version.",
+                f"the rules are of version {RULES_VERSION} or {WIDE_RULES_VERSION}, not {request.rules_version}.",
+                "Validate it by the version of its codec.",
             )
         if request.count > request.rows:
             raise Problem(Code.INVALID, f"batch {request.seq} has more signable rows than rows.")
@@ -167,6 +167,8 @@ def _request(batch: body.BatchToAssign, given: body.AssignBody) -> AssignRequest
         batch_offset=batch.batch_offset,
         signed_from=tuple(batch.signed_from),
         spend=int(batch.spend_wei),
+        sender=batch.sender,
+        blobs=batch.blobs,
     )
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import MalformedBatch
 from pipeline.ethereum.batch import Batch
-from pipeline.ethereum.validity import judge, rules_version
+from pipeline.ethereum.validity import BLOB_GAS, judge, rules_version
 from pipeline.ports import AssignRequest, Message
 from pipeline.stream import Stream
 
@@ -58,13 +58,20 @@ class Admission:
             batch_offset=message.place.offset,
             signed_from=signed_from,
             spend=cost_of(batch, signable),
+            sender=header.sender,
+            blobs=batch.blobs,
         )
 
 
 def cost_of(batch: Batch, rows: NDArray[np.bool_]) -> int:
-    """Wei that these rows of a batch may cost together: value + gas limit · fee cap."""
-    c = batch.columns
+    """Wei that these rows of a batch may cost together: value + gas limit · fee cap + blob gas · blob fee."""
+    c, extras = batch.columns, batch.extras
     words = c.value[rows].reshape(-1, 32).view(">u4").astype(np.uint64).sum(axis=0)  # far below 2^32 rows
     values: int = sum(int(word) << (32 * (7 - at)) for at, word in enumerate(words.tolist()))
     fees = zip(c.gas_limit[rows].tolist(), c.max_fee[rows].tolist(), strict=True)
-    return values + sum(int(gas) * int(fee) for gas, fee in fees)
+    blobs = zip(np.diff(extras.blob_offsets)[rows].tolist(), extras.blob_fee[rows].tolist(), strict=True)
+    return (
+        values
+        + sum(int(gas) * int(fee) for gas, fee in fees)
+        + sum(int(count) * BLOB_GAS * int(fee) for count, fee in blobs)
+    )

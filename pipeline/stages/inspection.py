@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pyarrow as pa
 
 from pipeline.assignment.records import Assignment
 from pipeline.errors import MalformedBatch
-from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
+from pipeline.ethereum.batch import BLOB_TYPE, COLUMNS, WIDE, Batch, BatchHeader
+from pipeline.ethereum.columns import U8
 from pipeline.ethereum.decoding import AccessList, SignedTx, decode
 from pipeline.ethereum.policy import Policy
-from pipeline.ethereum.reasons import Reason
+from pipeline.ethereum.reasons import OF_SENDER, Reason
 from pipeline.ethereum.rejected import Rejection
+from pipeline.ethereum.rows import needs_wide
 from pipeline.ethereum.signed import SignedHeader, SignedRecord
-from pipeline.ethereum.validity import judge
+from pipeline.ethereum.validity import RULES_VERSION, WIDE_RULES_VERSION, judge
 from pipeline.ports import LedgerEntry, Outcome, Place
 from pipeline.stages.violation import Violation, ViolationKind
 from pipeline.stream import SOURCE_NAME, START, Cursor, Stream
@@ -42,15 +44,20 @@ class SourceRow:
     priority: int | None
     data: bytes
     access_list: AccessList
+    sender: str  #: who must sign it; empty = anybody of the pool
+    blob_fee: int | None
+    blob_hashes: tuple[bytes, ...]
+    authorizations: tuple[tuple[int, bytes, int, int, int, int], ...]
     defect: Reason
-    verdict: Reason  #: by the rules alone
+    verdicts: Mapping[int, Reason]  #: by the rules alone, of each version
 
-    def under(self, policy: Policy | None) -> Reason:
+    def under(self, policy: Policy | None, rules_version: int = WIDE_RULES_VERSION) -> Reason:
         """What becomes of it in a batch to which a policy was applied: a defect counts first, then the policy."""
+        verdict = self.verdicts.get(rules_version, self.verdicts[WIDE_RULES_VERSION])
         if self.defect is not Reason.SIGNABLE or policy is None:
-            return self.verdict
+            return verdict
         denied = policy.verdict(self.to, self.value, self.max_fee, self.gas_limit, self.data)
-        return self.verdict if denied is Reason.SIGNABLE else denied
+        return verdict if denied is Reason.SIGNABLE else denied
 
 
 @dataclass(slots=True)
@@ -75,12 +82,11 @@ def source_rows(table: pa.Table, source: str, chain_id: int) -> dict[int, Source
     """By tx_id; `table` has the columns that ports.Source gives."""
     if table.num_rows == 0:
         return {}
-    xids: Any = table.column("created_xid").to_pylist()
-    rows = table.select(COLUMNS.names).combine_chunks().to_batches()[0]
-    verdicts = judge(Batch.build(BatchHeader(Stream(source, 0), 1, START, START, chain_id, ""), rows))
+    rows = table.combine_chunks().to_batches()[0]
+    found: list[Any] = list(zip(rows.to_pylist(), *_verdicts(rows, source, chain_id), strict=True))
     return {
         row["tx_id"]: SourceRow(
-            cursor=Cursor(xid, row["tx_id"]),
+            cursor=Cursor(row["created_xid"], row["tx_id"]),
             type=row["type"],
             to=row["to"],
             value=int.from_bytes(row["value"], "big"),
@@ -89,11 +95,34 @@ def source_rows(table: pa.Table, source: str, chain_id: int) -> dict[int, Source
             priority=row["max_priority_fee_per_gas"],
             data=row["data"],
             access_list=tuple((e["address"], tuple(e["storage_keys"])) for e in row["access_list"] or ()),
+            sender="0x" + row["sender"].hex() if row["sender"] else "",
+            blob_fee=row["max_fee_per_blob_gas"],
+            blob_hashes=tuple(row["blob_hashes"] or ()),
+            authorizations=tuple(_authorization(entry) for entry in row["authorization_list"] or ()),
             defect=Reason(row["defect"]),
-            verdict=Reason(int(verdict)),
+            verdicts={RULES_VERSION: Reason(int(narrow)), WIDE_RULES_VERSION: Reason(int(wide))},
         )
-        for row, xid, verdict in zip(rows.to_pylist(), xids, verdicts, strict=True)
+        for row, narrow, wide in found
     }
+
+
+def _verdicts(rows: pa.RecordBatch, source: str, chain_id: int) -> tuple[U8, U8]:
+    """By the rules of narrow batches, and of wide ones."""
+    header = BatchHeader(Stream(source, 0), 1, START, START, chain_id, "")
+    narrow = judge(Batch.build(header, rows.select(COLUMNS.names)))
+    if not needs_wide(rows):
+        return narrow, narrow
+    wide, kinds = narrow.copy(), cast("pa.UInt8Array", rows.column("type")).to_numpy()
+    for lane in (kinds == BLOB_TYPE, kinds != BLOB_TYPE):
+        part = rows.filter(pa.array(lane)).select(WIDE.names)
+        if part.num_rows:
+            wide[lane] = judge(Batch.build(replace(header, wide=True), part))
+    return narrow, wide
+
+
+def _authorization(entry: Mapping[str, Any]) -> tuple[int, bytes, int, int, int, int]:
+    r, s = (int.from_bytes(entry[name], "big") for name in ("r", "s"))
+    return entry["chain_id"], entry["address"], entry["nonce"], entry["y_parity"], r, s
 
 
 def inspect_record(
@@ -154,8 +183,8 @@ def inspect_rejection(
     if row is None:
         detail = "a row was rejected that the source does not have"
         finding.violations.append(Violation(ViolationKind.UNKNOWN_ROW, detail, stream, rejection.seq, rejection.tx_id))
-    elif rejection.reason != (verdict := row.under(policy)).code and (
-        verdict is not Reason.SIGNABLE or rejection.reason != Reason.SIGNING_FAILED.code
+    elif rejection.reason != (verdict := row.under(policy, rejection.rules_version)).code and (
+        verdict is not Reason.SIGNABLE or rejection.reason not in _found_later(row)
     ):
         detail = f"rejected as {rejection.reason}, the rules say {verdict.code}"
         finding.violations.append(
@@ -175,6 +204,11 @@ def inspect_rejection(
         )
     )
     return finding
+
+
+def _found_later(row: SourceRow) -> set[str]:
+    """Why a row may be rejected that no rule is against."""
+    return {Reason.SIGNING_FAILED.code} | ({reason.code for reason in OF_SENDER} if row.sender else set())
 
 
 def _wrong(
@@ -218,6 +252,8 @@ def _wrong_content(
     if (verdict := row.under(policy)) is not Reason.SIGNABLE:
         detail = f"signed, although the rules say {verdict.code}"
         return _violation(header, ViolationKind.WRONG_VERDICT, detail, tx_id)
+    if row.sender not in ("", header.sender):
+        return _violation(header, ViolationKind.WRONG_SENDER, f"{header.sender} signed, not {row.sender}", tx_id)
     compared = {
         "type": (tx.type, row.type),
         "chain_id": (tx.chain_id, header.chain_id),
@@ -228,6 +264,9 @@ def _wrong_content(
         "max_priority_fee_per_gas": (tx.priority, row.priority),
         "data": (tx.data, row.data),
         "access_list": (tx.access_list, row.access_list),
+        "max_fee_per_blob_gas": (tx.blob_fee, row.blob_fee),
+        "blob_hashes": (tx.blob_hashes, row.blob_hashes),
+        "authorization_list": (tx.authorizations, row.authorizations),
     }
     changed = [name for name, (found, expected) in compared.items() if found != expected]
     if not changed:

@@ -157,6 +157,7 @@ class Remains:
             watermarks=watermarks,
             kept=kept,
             retired=await ledger.retired_keys(),
+            apart=await ledger.keys_set_apart(),
             heads=heads,
             unpublished=unpublished,
             sworn=frozenset(sworn),
@@ -175,6 +176,7 @@ class Remains:
             watermarks=await ledger.watermarks(),
             kept={(key.chain_id, key.address): key for key in await ledger.kept_keys()},
             retired=await ledger.retired_keys(),
+            apart=await ledger.keys_set_apart(),
             generation=await ledger.generation(),
         )
 

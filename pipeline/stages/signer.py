@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,14 @@ from pipeline.ethereum.check import check, sample_rows
 from pipeline.ethereum.columns import U8
 from pipeline.ethereum.filler import fill
 from pipeline.ethereum.kernel import SignedColumns
-from pipeline.ethereum.reasons import Reason
+from pipeline.ethereum.reasons import OF_SENDER, Reason
 from pipeline.ethereum.rejected import Rejection
 from pipeline.ethereum.signed import SignedHeader, SignedRecord
 from pipeline.ethereum.validity import explain, judge, rules_version
 from pipeline.ports import Assigned, Clock, Ledger, LedgerEntry, SignedBatch
 from pipeline.settings import SigningSettings
+
+DENIALS: Final = frozenset(reason.code for reason in OF_SENDER)
 
 
 class Kernel(Protocol):
@@ -98,6 +100,8 @@ class Signer:
         batch = Batch.decode(value)
         reasons = judge(batch)
         check_job(batch, assignment, int(np.count_nonzero(reasons == 0)))
+        if assignment.denied:
+            reasons = np.where(reasons == 0, np.uint8(Reason[assignment.denied.upper()]), reasons)
         await self._ledger.record(entry_of(assignment, self._worker))
         signed = SignedColumns.empty()
         if assignment.count:
@@ -133,6 +137,9 @@ class Signer:
 def check_job(batch: Batch, assignment: Assignment, signable: int) -> None:
     """Refuse to sign unless batch and assignment belong together. Raises SigningRefused."""
     header = batch.header
+    if assignment.denied and (not header.sender or assignment.denied not in DENIALS):
+        raise SigningRefused(f"batch {header.seq} of {header.stream} cannot be denied as {assignment.denied[:64]!r}.")
+    sender = header.sender if assignment.count else ""
     is_so = {
         "stream": (header.stream, assignment.stream),
         "seq": (header.seq, assignment.seq),
@@ -142,7 +149,8 @@ def check_job(batch: Batch, assignment: Assignment, signable: int) -> None:
         "chain id": (header.chain_id, assignment.chain_id),
         "rules version": (rules_version(batch), assignment.rules_version),
         "rows": (batch.rows.num_rows, assignment.rows),
-        "signable rows": (signable, assignment.count),
+        "signable rows": (0 if assignment.denied else signable, assignment.count),
+        "pinned sender": (sender or assignment.address, assignment.address),
     }
     for what, (found, assigned) in is_so.items():
         if found != assigned:

@@ -83,7 +83,35 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     Mutant(
         "free keys only",
         "A locked key is lent once more.",
-        (Edit(RULES, "key for key in held if key.state is KeyState.FREE", "key for key in held"),),
+        (
+            Edit(RULES, "key for key in held if key.state is KeyState.FREE", "key for key in held"),
+            Edit(RULES, " and self._is_free(key))", ")"),
+        ),
+    ),
+    Mutant(
+        "free in this group",
+        "A key that one request of a group has pinned is chosen for another one.",
+        (Edit(RULES, " and self._is_free(key))", ")"),),
+    ),
+    Mutant(
+        "pinned sender",
+        "A batch that names its sender gets the key whose turn it is, and the signer does not mind.",
+        (
+            Edit(RULES, "        if request.sender:\n            pinned =", "        if False:\n            pinned ="),
+            Edit(SIGNER, '        "pinned sender": (sender or assignment.address, assignment.address),\n', ""),
+        ),
+        breaks=("I6",),
+    ),
+    Mutant(
+        "pinned and free",
+        "A sender that a batch names is lent although another batch has it.",
+        (
+            Edit(
+                RULES,
+                "return pinned if pinned is not None and pinned.state is KeyState.FREE else None",
+                "return pinned",
+            ),
+        ),
     ),
     Mutant(
         "next nonce",

@@ -237,8 +237,8 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
             Edit(SIGNER, "        check(signed, batch, signable, assignment.address, rows)\n", ""),
             Edit(
                 KERNEL,
-                "        return _sign(batch.columns, chosen, key, first_nonce, batch.header.chain_id)\n",
-                "        made = _sign(batch.columns, chosen, key, first_nonce, batch.header.chain_id)\n"
+                "        return _sign(batch, chosen, key, first_nonce)\n",
+                "        made = _sign(batch, chosen, key, first_nonce)\n"
                 "        made.raw[-1] ^= 1\n"
                 "        return made\n",
             ),

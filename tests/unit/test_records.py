@@ -41,6 +41,7 @@ def test_the_contract_of_a_key_record() -> None:
         "disable_on_release": True,
         "holder": {"fence": 12, "node": "here", "seq": 7, "stream": "payouts/0", "worker": "consumer-0.1"},
         "next_nonce": 0,
+        "set_apart": False,
         "since_unix_ms": key(1).since_unix_ms,
         "state": "locked",
         "uses": 0,
@@ -53,6 +54,14 @@ def test_the_contract_of_a_stream_and_an_assignment() -> None:
     fields = json.loads(ASSIGNMENT.to_json())
     assert (fields["prev"], fields["cursor"], fields["signed_from"]) == ("106:6", "107:7", [3, 4])
     assert fields["first_nonce"] == 2**64 - 12
+    assert fields["denied"] == ""
+
+
+def test_what_was_written_before_keys_were_set_apart_and_batches_denied() -> None:
+    for record, name in ((LOCKED, "set_apart"), (ASSIGNMENT, "denied")):
+        fields = json.loads(record.to_json())
+        del fields[name]
+        assert type(record).from_json(json.dumps(fields).encode()) == record
 
 
 def test_the_paths_are_a_contract_too() -> None:

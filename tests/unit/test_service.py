@@ -14,7 +14,7 @@ from eth_keyfile.keyfile import create_keyfile_json
 
 from pipeline.assignment.budget import Budget
 from pipeline.custody.generation import address_of, new_secret
-from pipeline.ethereum.validity import RULES_VERSION
+from pipeline.ethereum.validity import WIDE_RULES_VERSION
 from pipeline.service import idempotency
 from tests.unit.assignment_records import CHAIN, A, B, request
 from tests.unit.service_world import WORKER, Office, asking, batch, first, opened, until_queued
@@ -160,7 +160,7 @@ async def test_a_halted_stream_refuses_with_its_reason(office: Office) -> None:
         ({"stream": "payroll/0"}, 404, "unknown_stream"),
         ({"stream": "payouts/2"}, 404, "unknown_stream"),
         ({"chain_id": 5}, 409, "conflict"),
-        ({"rules_version": RULES_VERSION + 1}, 409, "conflict"),
+        ({"rules_version": WIDE_RULES_VERSION + 1}, 409, "conflict"),
         ({"count": 11}, 400, "invalid"),
         ({"seq": 0}, 400, "invalid"),
         ({"digest": "ab"}, 400, "invalid"),
