@@ -11,6 +11,7 @@ import typer
 
 from jobs.loading import load_settings
 from jobs.output import Json, emit_fields
+from pipeline.errors import UsageError
 from pipeline.local.resolve import resolve
 
 app = typer.Typer(no_args_is_help=True, help="Measure: the kernel, the pipeline, the latency, a policy.")
@@ -43,17 +44,21 @@ def pipeline(
 
 @app.command()
 def policy(
-    file: Annotated[Path, typer.Argument(help="A policy, TOML.")],
+    file: Annotated[Path | None, typer.Argument(help="A policy, TOML; default: none.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Rows to drain each time.")] = 100_000,
     rounds: Annotated[int, typer.Option(min=1, max=20, help="How often each; medians are printed.")] = 3,
+    pinned: Annotated[bool, typer.Option("--pinned", help="Let those rows name their senders, too.")] = False,
     json: Json = False,
 ) -> None:
-    """Drain rows without and with a policy, in turn, and compare the rates."""
+    """Drain rows without and with a policy (and named senders), in turn, and compare the rates."""
     from jobs.bench_policy import bench
     from pipeline.adapters.policies import policy_of
 
-    policy_of(file)
-    emit_fields(bench(resolve(load_settings()), file, count, rounds), as_json=json)
+    if file is not None:
+        policy_of(file)
+    elif not pinned:
+        raise UsageError("there is nothing to compare.", hint="Give a policy's FILE, --pinned, or both.")
+    emit_fields(bench(resolve(load_settings()), file, count, rounds, pinned=pinned), as_json=json)
 
 
 @app.command()

@@ -13,6 +13,7 @@ import os
 import statistics
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
@@ -31,7 +32,7 @@ from pipeline.local import record
 from pipeline.local.cache import progress
 from pipeline.settings import Settings
 from pipeline.stock.mix import Mix
-from pipeline.stock.row import COPY_ROWS, copy_rows
+from pipeline.stock.row import COPY_ROWS, Row, copy_rows
 
 MIB: Final = 1024**2
 PROBE_SIGNATURES: Final = 500
@@ -131,10 +132,12 @@ def _group(name: str) -> str:
     return next((group for beginning, group in ACTORS.items() if name.startswith(beginning)), "ray")
 
 
-def bench(settings: Settings, count: int, *, verify: bool) -> dict[str, Any]:
+def bench(
+    settings: Settings, count: int, *, verify: bool, written: Callable[[Iterator[Row]], Iterator[Row]] = iter
+) -> dict[str, Any]:
     """Drain `count` rows that become visible at one moment, when the pipeline is up and idle.
 
-    Raises RuntimeFault when the drain did not end well.
+    `written` changes rows before they are inserted. Raises RuntimeFault when the drain did not end well.
     """
     migrations.migrate(settings.postgres)
     ensure_keys(settings)
@@ -144,7 +147,7 @@ def bench(settings: Settings, count: int, *, verify: bool) -> dict[str, Any]:
     begun: list[float] = []
     with psycopg.connect(connection_string(settings.postgres)) as connection:
         with progress(f"inserting {count:,} rows, not yet committed"):
-            rows = Mix(SEED, source.chain_id).rows(count)
+            rows = written(Mix(SEED, source.chain_id).rows(count))
             while chunk := list(islice(rows, COPY_ROWS)):
                 copy_rows(connection, source.table, chunk)
 
