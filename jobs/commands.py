@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from jobs import (
+    authorize,
     bench,
     broadcast,
     checks,
@@ -43,6 +44,7 @@ app.command()(broadcast.broadcast)
 app.command()(export.export)
 app.command()(tail.tail)
 app.command()(checks.assignments)
+app.command()(authorize.authorize)
 app.command()(recovery.recover)
 app.command()(simulate.simulate)
 app.command()(chaos)

@@ -27,9 +27,9 @@ class Status(StrEnum):
     ALL = "all"
 
 
-def emit(fields: dict[str, Any], to: TextIO | None = None) -> None:
-    """One JSON object, on stdout unless told."""
-    (to or sys.stdout).write(orjson.dumps(fields, default=_text).decode() + "\n")
+def emit(value: dict[str, Any] | list[Any], to: TextIO | None = None) -> None:
+    """One JSON value on a line, on stdout unless told."""
+    (to or sys.stdout).write(orjson.dumps(value, default=_text).decode() + "\n")
 
 
 def emit_list(rows: Sequence[dict[str, Any]], titles: Sequence[str], *, as_json: bool) -> None:

@@ -24,6 +24,7 @@ PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "
 COMMANDS = (
     "demo", "up", "down", "status", "doctor", "migrate", "stock", "sign", "verify", "tx", "assignments", "recover",
     "export", "tail", "config", "keys", "bench", "simulate", "chaos", "broadcast", "top",
+    "authorize",
 )  # fmt: skip
 
 
