@@ -19,7 +19,7 @@ from pipeline.stock.row import Row, insert
 from tests.command_line import Oncesign
 from tests.pipeline_run import running
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
 RUN = 400
 NOBODY = b"\x99" * 20

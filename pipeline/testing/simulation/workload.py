@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from copy import copy
 from typing import Final
 
 from pipeline.custody.generation import address_of
@@ -32,11 +33,16 @@ ROLLBACK_SHARE: Final = 0.15
 async def insert(source: TwinSource, rng: random.Random, story: Story, rows: int, over_s: float) -> None:
     """About so many rows in small transactions, spread over a time."""
     tasks = []
-    pool = PINNED if rng.random() < PINNED_SHARE else POOL
+    pool = PINNED if _drawn_aside(rng) < PINNED_SHARE else POOL
     while source.used_ids < rows:
         tasks.append(asyncio.ensure_future(_transact(source, rng, story, pool)))
         await asyncio.sleep(rng.random() * over_s * 2 / rows)
     await asyncio.gather(*tasks)
+
+
+def _drawn_aside(rng: random.Random) -> float:
+    """A number that follows from the seed, and leaves what is drawn afterwards as it would be without it."""
+    return random.Random(copy(rng).getrandbits(64) + 1).random()  # noqa: S311 - not for secrets
 
 
 async def _transact(source: TwinSource, rng: random.Random, story: Story, pool: Sequence[Row]) -> None:
