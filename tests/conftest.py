@@ -7,6 +7,8 @@ and topics of its own in Kafka.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +36,9 @@ ASIDE = ("notebooks/", "tests/contract/", "tests/integration/test_readme.py")
 
 LOWEST = 19
 
+COMPILE = "from pipeline.ethereum import kernel; kernel.warm()"
+COMPILE_TIMEOUT_S = 600
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--node", default="anvil", help="the Ethereum node of the broadcast: anvil, or geth (built once)")
@@ -42,8 +47,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """What is built and downloaded once must not count as a test's time. Raises RuntimeFault."""
     if session.config.getoption("numprocesses") and "PYTEST_XDIST_WORKER" not in os.environ:
+        compiling = subprocess.Popen([sys.executable, "-c", COMPILE])
         etcd_binary()
         kafka_jars()
+        compiling.wait(COMPILE_TIMEOUT_S)
 
 
 class TwoSides(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
