@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from pipeline.errors import NodeUnavailable, SettingError
 from pipeline.stages.account import Answer, Reception
-from pipeline.stages.broadcaster import Receipt
+from pipeline.stages.node import Receipt
 
 CALLS_MAX: Final = 100
 """In one request; go-ethereum takes 1,000, providers often 100."""
@@ -38,7 +38,7 @@ PATTERNS: Final = tuple((reception, re.compile(words, re.IGNORECASE)) for recept
 
 
 class RpcNode:
-    """Fulfils stages.broadcaster.Node. The URL is a secret: it often holds a key."""
+    """Fulfils stages.node.Node. The URL is a secret: it often holds a key."""
 
     def __init__(self, url: SecretStr, timeout_s: float) -> None:
         """Raises SettingError for what is no http(s) URL."""
@@ -55,15 +55,15 @@ class RpcNode:
         return f"RpcNode({self._address})"
 
     async def chain_id(self) -> int:
-        """See stages.broadcaster.Node."""
+        """See stages.node.Node."""
         return await self._number("eth_chainId")
 
     async def head(self) -> int:
-        """See stages.broadcaster.Node."""
+        """See stages.node.Node."""
         return await self._number("eth_blockNumber")
 
     async def nonces(self, senders: Sequence[str], block: int) -> Sequence[int]:
-        """See stages.broadcaster.Node."""
+        """See stages.node.Node."""
         calls = [("eth_getTransactionCount", [sender, hex(block)]) for sender in senders]
         return [int(self._result(answer), 16) for answer in await self._call(calls)]
 
@@ -79,17 +79,17 @@ class RpcNode:
         return 2 * price, min(PRIORITY_FEE, price)
 
     async def receipts(self, hashes: Sequence[bytes]) -> Sequence[Receipt | None]:
-        """See stages.broadcaster.Node."""
+        """See stages.node.Node."""
         calls = [("eth_getTransactionReceipt", ["0x" + hash_.hex()]) for hash_ in hashes]
         return [_receipt(self._result(answer)) for answer in await self._call(calls)]
 
     async def send(self, raw: Sequence[bytes]) -> Sequence[Answer]:
-        """See stages.broadcaster.Node."""
+        """See stages.node.Node."""
         calls = [("eth_sendRawTransaction", ["0x" + one.hex()]) for one in raw]
         return [_answer(answer) for answer in await self._call(calls)]
 
     async def close(self) -> None:
-        """See stages.broadcaster.Node."""
+        """See stages.node.Node."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()

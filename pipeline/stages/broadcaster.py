@@ -21,6 +21,7 @@ from pipeline.ports import BatchLog, Clock, Message, Place
 from pipeline.settings import BroadcastSettings
 from pipeline.stages.account import REFUSED_S, Account, Answer, Reception, Refusal, Transaction
 from pipeline.stages.backoff import Backoff
+from pipeline.stages.node import Node, Receipt
 
 journal = Journal(__name__, "broadcaster")
 
@@ -49,43 +50,6 @@ MISSES_MAX: Final = 5
 ACCOUNTS_MAX: Final = 2_048
 HELD_BYTES_MAX: Final = 256 * 1024**2
 """Senders, and bytes of their signed batches, at hand at once; more wait until one of these has ended its batch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """Where a transaction was mined, and how it went."""
-
-    block: int
-    succeeded: bool
-    gas_used: int
-
-
-class Node(Protocol):
-    """An Ethereum node. Every method raises NodeUnavailable."""
-
-    async def chain_id(self) -> int:
-        """As the node says."""
-        ...
-
-    async def head(self) -> int:
-        """The number of the last block."""
-        ...
-
-    async def nonces(self, senders: Sequence[str], block: int) -> Sequence[int]:
-        """The next nonce of each after that block."""
-        ...
-
-    async def receipts(self, hashes: Sequence[bytes]) -> Sequence[Receipt | None]:
-        """Of each; None for one that is in no block."""
-        ...
-
-    async def send(self, raw: Sequence[bytes]) -> Sequence[Answer]:
-        """Offer signed transactions, in this order."""
-        ...
-
-    async def close(self) -> None:
-        """Let the connection go."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

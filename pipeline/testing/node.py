@@ -12,7 +12,7 @@ from typing import Final
 from pipeline.errors import NodeUnavailable
 from pipeline.ethereum.decoding import SignedTx, decode
 from pipeline.stages.account import Answer, Reception
-from pipeline.stages.broadcaster import Receipt
+from pipeline.stages.node import Receipt
 
 ACCOUNT_SLOTS: Final = 16
 GLOBAL_SLOTS: Final = 5_120
@@ -22,7 +22,7 @@ GAS_USED: Final = 21_000
 
 @dataclass
 class TwinNode:
-    """Fulfils stages.broadcaster.Node; the other fields are for a test to turn."""
+    """Fulfils stages.node.Node; the other fields are for a test to turn."""
 
     chain: int = 1
     account_slots: int = ACCOUNT_SLOTS
@@ -36,28 +36,28 @@ class TwinNode:
     offered: int = 0
 
     async def chain_id(self) -> int:
-        """See stages.broadcaster.Node."""
+        """See stages.node.Node."""
         self._answer()
         return self.chain
 
     async def head(self) -> int:
-        """See stages.broadcaster.Node."""
+        """See stages.node.Node."""
         self._answer()
         return len(self.blocks)
 
     async def nonces(self, senders: Sequence[str], block: int) -> Sequence[int]:
-        """See stages.broadcaster.Node."""
+        """See stages.node.Node."""
         self._answer()
         return [self.nonce(sender, block) for sender in senders]
 
     async def receipts(self, hashes: Sequence[bytes]) -> Sequence[Receipt | None]:
-        """See stages.broadcaster.Node."""
+        """See stages.node.Node."""
         self._answer()
         mined = {tx.hash: number for number, block in enumerate(self.blocks, start=1) for tx in block}
         return [Receipt(mined[h], h not in self.reverts, GAS_USED) if h in mined else None for h in hashes]
 
     async def send(self, raw: Sequence[bytes]) -> Sequence[Answer]:
-        """See stages.broadcaster.Node."""
+        """See stages.node.Node."""
         self._answer()
         return [self._offer(one) for one in raw]
 

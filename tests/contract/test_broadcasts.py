@@ -19,8 +19,9 @@ from pipeline.ethereum.signed import SignedHeader
 from pipeline.ports import Ledger, LedgerEntry, Place
 from pipeline.settings import PostgresSettings
 from pipeline.stages.account import Transaction
-from pipeline.stages.broadcaster import Broadcasts, Fate, NextBatch, Receipt
+from pipeline.stages.broadcaster import Broadcasts, Fate, NextBatch
 from pipeline.stages.inspection import Finding, Sighting
+from pipeline.stages.node import Receipt
 from pipeline.stages.violation import Violation, ViolationKind
 from pipeline.stream import Stream
 from pipeline.testing.broadcasts import TwinBroadcasts

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from pipeline.adapters.node import CALLS_MAX, RpcNode
 from pipeline.errors import NodeUnavailable, SettingError
 from pipeline.stages.account import Answer, Reception
-from pipeline.stages.broadcaster import Receipt
+from pipeline.stages.node import Receipt
 
 KEY = "a-secret-key-in-the-path"
 SENDER = "0x" + "11" * 20
