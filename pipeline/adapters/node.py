@@ -23,13 +23,17 @@ CALLS_MAX: Final = 100
 PRIORITY_FEE: Final = 10**9
 """Wei per gas."""
 
+DELEGATION: Final = re.compile("0xef0100[0-9a-f]{40}", re.IGNORECASE)
+"""EIP-7702: the code of a delegated account names the one whose code it runs."""
+
 REASON_MAX: Final = 200
 """Characters of a node's own words."""
 
 RECEPTIONS: Final = (
     (Reception.KNOWN, "already known|already imported|known transaction|alreadyknown|same hash|already exists"),
     (Reception.STALE, "nonce too low|nonce is too low|oldnonce|nonce_too_low"),
-    (Reception.LATER, "pool is full|pool full|pool overflow|underpriced|less than block base fee|feetoolow|in-flight"),
+    (Reception.LATER, "pool is full|pool full|pool overflow|underpriced|less than block base fee|feetoolow"),
+    (Reception.LATER, "in-flight|gapped-nonce|already reserved"),  # of accounts with one place (EIP-7702), or one pool
 )
 """What nodes say, by what it means. Nothing fixes these words: each node has its own (go-ethereum, reth, erigon, besu,
 nethermind, anvil); what is not among them is a refusal."""
@@ -66,6 +70,11 @@ class RpcNode:
         """See stages.node.Node."""
         calls = [("eth_getTransactionCount", [sender, hex(block)]) for sender in senders]
         return [int(self._result(answer), 16) for answer in await self._call(calls)]
+
+    async def delegated(self, senders: Sequence[str]) -> Sequence[bool]:
+        """See stages.node.Node."""
+        calls = [("eth_getCode", [sender, "latest"]) for sender in senders]
+        return [bool(DELEGATION.fullmatch(self._result(answer) or "")) for answer in await self._call(calls)]
 
     async def counts(self, senders: Sequence[str]) -> Sequence[tuple[int, int]]:
         """See stages.nonces.CountingNode."""

@@ -18,6 +18,10 @@ from pipeline.ethereum.signed import SignedRecord
 SLOT_BYTES: Final = 32 * 1024
 """A pool counts a transaction once for each of these (go-ethereum, core/txpool/legacypool, txSlotSize)."""
 
+DELEGATED_IN_FLIGHT_MAX: Final = 1
+"""Of an account that has delegated its code (EIP-7702); pools keep no more (go-ethereum, core/txpool/legacypool,
+ErrInflightTxLimitReached)."""
+
 LATER_S: Final = 2.0
 REFUSED_S: Final = 30.0
 """Until a transaction that the node would not take is offered again: it was full; it said no."""
@@ -84,6 +88,8 @@ class Account:
     latest: int | None = None  #: not looked at yet
     sent_to: int = 0
     refusal: Refusal | None = None
+    delegated: bool = False  #: its code, to another account (EIP-7702)
+    unsure: bool = True  #: whether it is delegated is to be asked
     flights: dict[int, Flight] = field(default_factory=dict)
     missed: int = 0  #: looks in which the first unsettled nonce was used, and had no receipt
     _records: deque[SignedRecord] = field(default_factory=deque)
@@ -140,16 +146,17 @@ class Account:
     def due(self, now_s: float, resend_after_s: float, in_flight_max: int, slots: int) -> Iterator[Transaction]:
         """What to offer to the node now, in the order of nonces: what is overdue, then new ones while there is room.
 
-        New ones take at most `slots` places in all.
+        New ones take at most `slots` places in all. Of a delegated account one is in flight, whatever was before.
         """
         if self.latest is None or (self.refusal is not None and now_s < self.refusal.until_s):
             return
-        for nonce in range(max(self.latest, self.settled), self.sent_to):
+        most = min(in_flight_max, DELEGATED_IN_FLIGHT_MAX) if self.delegated else in_flight_max
+        end = min(self.loaded_to, self.latest + most)
+        for nonce in range(max(self.latest, self.settled), min(end, self.sent_to)):
             flight = self.flights.get(nonce)
             if flight is None or now_s - flight.at_s >= resend_after_s:
                 yield self.at(nonce)
-        in_flight = max(0, self.sent_to - self.latest)
-        for nonce in range(self.sent_to, min(self.loaded_to, self.sent_to + max(0, in_flight_max - in_flight))):
+        for nonce in range(self.sent_to, end):
             transaction = self.at(nonce)
             slots -= transaction.slots
             if slots < 0:
@@ -161,6 +168,7 @@ class Account:
         nonce = transaction.nonce
         if answer.reception in (Reception.LATER, Reception.REFUSED):
             pause_s = LATER_S if answer.reception is Reception.LATER else REFUSED_S
+            self.unsure |= answer.reception is Reception.LATER  # it may have become so since
             self.flights.pop(nonce, None)
             if self.refusal is None or nonce <= self.refusal.nonce:
                 self.refusal = Refusal(nonce, answer, now_s + pause_s)

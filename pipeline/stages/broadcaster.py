@@ -320,6 +320,7 @@ class Broadcaster:
     # ── sending ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _send(self) -> bool:
+        await self._find_delegated()
         now_s, per_sender = self._ports.clock.monotonic_s(), self._settings.in_flight_per_sender
         room = self._settings.in_flight_max - sum(account.slots for account in self._accounts.values())
         offers: list[tuple[Account, Transaction]] = []
@@ -334,6 +335,13 @@ class Broadcaster:
                 self._aside[account.sender] = account.refusal
                 del self._accounts[account.sender]
         return bool(offers)
+
+    async def _find_delegated(self) -> None:
+        """Among senders that are new here, and those of which the node would not take more."""
+        unsure = [account for account in self._accounts.values() if account.unsure]
+        found = await self._ports.node.delegated([account.sender for account in unsure]) if unsure else []
+        for account, delegated in zip(unsure, found, strict=True):
+            account.delegated, account.unsure = delegated, False
 
     async def _offer(self, offers: Sequence[tuple[Account, Transaction]], gate: asyncio.Semaphore) -> None:
         async with gate:

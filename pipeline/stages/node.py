@@ -33,6 +33,10 @@ class Node(Protocol):
         """The next nonce of each after that block."""
         ...
 
+    async def delegated(self, senders: Sequence[str]) -> Sequence[bool]:
+        """Of each, whether it has now given its code to another account (EIP-7702)."""
+        ...
+
     async def receipts(self, hashes: Sequence[bytes]) -> Sequence[Receipt | None]:
         """Of each; None for one that is in no block."""
         ...

@@ -31,6 +31,7 @@ class TwinNode:
     down: bool = False
     refuses: dict[bytes, str] = field(default_factory=dict)  #: by hash, what it says
     reverts: set[bytes] = field(default_factory=set)
+    delegates: set[str] = field(default_factory=set)  #: accounts that have delegated their code (EIP-7702)
     blocks: list[list[SignedTx]] = field(default_factory=list)
     pool: dict[str, dict[int, SignedTx]] = field(default_factory=dict)
     offered: int = 0
@@ -49,6 +50,11 @@ class TwinNode:
         """See stages.node.Node."""
         self._answer()
         return [self.nonce(sender, block) for sender in senders]
+
+    async def delegated(self, senders: Sequence[str]) -> Sequence[bool]:
+        """See stages.node.Node."""
+        self._answer()
+        return [sender in self.delegates for sender in senders]
 
     async def receipts(self, hashes: Sequence[bytes]) -> Sequence[Receipt | None]:
         """See stages.node.Node."""
@@ -99,9 +105,18 @@ class TwinNode:
         if known := waiting.get(tx.nonce):
             same = known.hash == tx.hash
             return Answer(Reception.KNOWN if same else Reception.LATER, "already known" if same else "underpriced")
+        if tx.sender in self.delegates and (reason := self._no_room(tx)):
+            return Answer(Reception.LATER, reason)
         waiting[tx.nonce] = tx
         self._truncate()
         return Answer(Reception.TAKEN)
+
+    def _no_room(self, tx: SignedTx) -> str:
+        """As go-ethereum's legacypool, checkDelegationLimit: room for the next nonce, once. Empty: there is."""
+        next_nonce = self.nonce(tx.sender)
+        if next_nonce in self.pool[tx.sender]:
+            return "in-flight transaction limit reached for delegated accounts"
+        return "" if tx.nonce == next_nonce else "gapped-nonce tx from delegated accounts"
 
     def _truncate(self) -> None:
         """As go-ethereum's legacypool: too many in all cost the accounts with many; too many queued, the last."""

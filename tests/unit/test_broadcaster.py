@@ -69,6 +69,57 @@ async def test_what_is_in_flight_is_bounded() -> None:
     assert max(most.values()) == 4
 
 
+async def test_a_delegated_account_has_one_in_flight_beside_others_that_have_more() -> None:
+    world = World()
+    for sender in (1, 2, 3):
+        await world.sign(sender, 20)
+        await world.sign(sender, 5)
+    world.node.delegates.add(address_of(secret(2)))
+    most: Counter[str] = Counter()
+    while len(world.mined()) < 75:
+        await world.tick(mine=False)
+        most |= Counter({sender: len(waiting) for sender, waiting in world.node.pool.items()})
+        world.node.mine()
+    await world.until_mined()
+    assert most == {address_of(secret(1)): 16, address_of(secret(2)): 1, address_of(secret(3)): 16}
+    assert in_order(world.mined(), {1: 25, 2: 25, 3: 25})
+    assert world.statuses() == {"sent": 0, "mined": 75, "failed": 0}
+    assert world.node.offered == 75, "the node never had to say that it has no room"
+
+
+async def test_an_account_that_becomes_delegated_goes_on_with_one_in_flight() -> None:
+    world = World()
+    for sender in (1, 2):
+        await world.sign(sender, 50)
+    await world.tick()
+    world.node.delegates.add(address_of(secret(1)))
+    world.node.mine()
+    await world.tick(8, mine=False)  # a block takes longer than a pause after the node had no room
+    most = 0
+    for _ in range(60):
+        await world.tick(mine=False)
+        most = max(most, len(world.node.pool[address_of(secret(1))]))
+        world.node.mine()
+    await world.until_mined()
+    assert in_order(world.mined(), {1: 50, 2: 50})
+    assert most == 1
+    assert world.node.offered == 100 + 15, "once, the node would not take what followed the first"
+    assert world.statuses() == {"sent": 0, "mined": 100, "failed": 0}
+
+
+async def test_what_vanished_of_an_account_that_became_delegated_is_offered_one_by_one() -> None:
+    world = World(BroadcastSettings(confirmations=0, resend_after_s=3))
+    await world.sign(1, 20)
+    await world.tick(mine=False)
+    world.node.delegates.add(address_of(secret(1)))
+    world.node.pool.clear()
+    await world.tick(12, mine=False)
+    assert 16 + 16 < world.node.offered <= 16 + 16 + 4, "all once, then only the next one"
+    await world.until_mined()
+    assert in_order(world.mined(), {1: 20})
+    assert world.statuses() == {"sent": 0, "mined": 20, "failed": 0}
+
+
 async def test_what_vanished_is_sent_again() -> None:
     world = World()
     await world.sign(1, 40)

@@ -84,6 +84,30 @@ async def test_receipts() -> None:
         assert await n.receipts([b"\xbb" * 32, b"\xaa" * 32]) == [None, Receipt(7, succeeded=False, gas_used=21_000)]
 
 
+@pytest.mark.parametrize(
+    ("code", "delegated"),
+    [
+        ("0xef0100" + "ab" * 20, True),
+        ("0xEF0100" + "AB" * 20, True),
+        ("0x", False),
+        (None, False),
+        ("0x6001600c60003960016000f3fe", False),
+        ("0xef0100" + "ab" * 19, False),
+        ("0xef0100" + "ab" * 21, False),
+    ],
+)
+async def test_a_delegated_account_is_known_by_its_code(code: str | None, delegated: bool) -> None:  # noqa: FBT001
+    asked: list[Any] = []
+
+    def answer(call: dict[str, Any]) -> dict[str, Any]:
+        asked.append((call["method"], call["params"]))
+        return {"result": code}
+
+    async with node(each(answer)) as n:
+        assert await n.delegated([SENDER]) == [delegated]
+    assert asked == [("eth_getCode", [SENDER, "latest"])]
+
+
 async def test_transactions_are_sent_as_they_are() -> None:
     seen: list[Any] = []
 
@@ -109,6 +133,8 @@ async def test_transactions_are_sent_as_they_are() -> None:
         ("replacement transaction underpriced", Reception.LATER),
         ("max fee per gas less than block base fee: address 0x1, maxFeePerGas: 1, baseFee: 7", Reception.LATER),
         ("in-flight transaction limit reached for delegated accounts", Reception.LATER),
+        ("gapped-nonce tx from delegated accounts", Reception.LATER),
+        ("authority already reserved", Reception.LATER),
         ("insufficient funds for gas * price + value: balance 0, tx cost 21000", Reception.REFUSED),
         ("intrinsic gas too low: gas 1, minimum needed 21000", Reception.REFUSED),
         ("exceeds block gas limit", Reception.REFUSED),
