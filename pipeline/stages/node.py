@@ -1,4 +1,4 @@
-"""What the broadcaster needs of an Ethereum node."""
+"""What the broadcaster needs of an Ethereum node, and what a node needs beside a signed transaction."""
 
 from __future__ import annotations
 
@@ -47,4 +47,12 @@ class Node(Protocol):
 
     async def close(self) -> None:
         """Let the connection go."""
+        ...
+
+
+class Blobs(Protocol):
+    """The blobs that transactions name."""
+
+    async def network_form(self, raw: bytes) -> bytes | str:
+        """What a node takes of a signed transaction with blobs, or why there is none."""
         ...
