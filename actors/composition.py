@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from pipeline import journal, tracing
 from pipeline.adapters.batch_log import KafkaBatchLog
 from pipeline.adapters.batch_subscription import KafkaBatchSubscription
+from pipeline.adapters.blobs import BlobDirectory
 from pipeline.adapters.broadcasts import PostgresBroadcasts
 from pipeline.adapters.etcd import EtcdStore
 from pipeline.adapters.kafka import Topics
@@ -296,7 +297,8 @@ async def broadcaster(settings: Settings, url: SecretStr) -> AsyncIterator[Broad
             raise SettingError("--rpc", f"is a node of chain {chain_id}", hint=f"Source {known}.")
         broadcasts = PostgresBroadcasts(settings.postgres)
         stack.push_async_callback(broadcasts.close)
-        ports = BroadcasterPorts(client, _log(stack, settings), broadcasts, CLOCK)
+        blobs = BlobDirectory(settings.broadcast.blobs_dir)
+        ports = BroadcasterPorts(client, blobs, _log(stack, settings), broadcasts, CLOCK)
         yield Broadcaster(ports, chain_id, settings.broadcast)
 
 

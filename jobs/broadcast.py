@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -35,13 +36,22 @@ def broadcast(
     confirmations: Annotated[
         int | None, typer.Option(min=0, max=64, help="Blocks on top of a transaction's before it counts as mined.")
     ] = None,
+    blobs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="The blobs of transactions of type 3 (docs/broadcast.md); default: ONCESIGN_BROADCAST__BLOBS_DIR.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Send verified transactions to an Ethereum node, each sender's in nonce order, until they are mined."""
     settings = resolve(load_settings(), ["postgres", "kafka"])
-    if confirmations is not None:
-        chosen = settings.broadcast.model_copy(update={"confirmations": confirmations})
-        settings = settings.model_copy(update={"broadcast": chosen})
+    told = {"confirmations": confirmations, "blobs_dir": blobs}
+    chosen = settings.broadcast.model_copy(update={name: value for name, value in told.items() if value is not None})
+    settings = settings.model_copy(update={"broadcast": chosen})
     summary = asyncio.run(_broadcast(settings, SecretStr(rpc), until_mined=until_mined))
     refused = summary.pop("refused")
     if json:

@@ -172,6 +172,9 @@ class BroadcastSettings(Section):
     rpc_file: Path | None = Field(
         None, description="the URL of a node's JSON-RPC, alone in a file: it often holds a key; none = nothing is sent"
     )
+    blobs_dir: Path | None = Field(
+        None, description="of transactions with blobs (type 3): a file VERSIONED_HASH.json each; see docs/broadcast.md"
+    )
     in_flight_per_sender: int = Field(
         16, ge=1, le=64, description="sent and not mined; go-ethereum promises a sender 16 places in its pool"
     )

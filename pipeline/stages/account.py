@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from pipeline.ethereum.sidecar import has_blobs, network_bytes
 from pipeline.ethereum.signed import SignedRecord
 
 SLOT_BYTES: Final = 32 * 1024
@@ -21,6 +22,9 @@ SLOT_BYTES: Final = 32 * 1024
 DELEGATED_IN_FLIGHT_MAX: Final = 1
 """Of an account that has delegated its code (EIP-7702); pools keep no more (go-ethereum, core/txpool/legacypool,
 ErrInflightTxLimitReached)."""
+
+BLOBS_RESEND_FACTOR: Final = 4
+"""Times as long is waited before a transaction with blobs is offered again: each blob costs 137 KB on the way."""
 
 LATER_S: Final = 2.0
 REFUSED_S: Final = 30.0
@@ -60,6 +64,16 @@ class Transaction:
         """Places in a node's pool."""
         return -(-len(self.raw) // SLOT_BYTES)
 
+    @property
+    def has_blobs(self) -> bool:
+        """Whether it goes into the node's pool of blobs."""
+        return has_blobs(self.raw)
+
+    @property
+    def sent_bytes(self) -> int:
+        """In a request to the node, with its blobs."""
+        return network_bytes(self.raw)
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -72,11 +86,16 @@ class Refusal:
 
 @dataclass(slots=True)
 class Flight:
-    """When a transaction was last offered, in how many slots, and how often the node has taken it."""
+    """When a transaction was last offered, in how many slots of which pool, and how often the node has taken it."""
 
     at_s: float
     slots: int
+    has_blobs: bool
     takes: int = 0
+
+    def is_overdue(self, now_s: float, resend_after_s: float) -> bool:
+        """Whether to offer it again."""
+        return now_s - self.at_s >= resend_after_s * (BLOBS_RESEND_FACTOR if self.has_blobs else 1)
 
 
 @dataclass(slots=True)
@@ -146,21 +165,25 @@ class Account:
     def due(self, now_s: float, resend_after_s: float, in_flight_max: int, slots: int) -> Iterator[Transaction]:
         """What to offer to the node now, in the order of nonces: what is overdue, then new ones while there is room.
 
-        New ones take at most `slots` places in all. Of a delegated account one is in flight, whatever was before.
+        New ones take at most `slots` places in all. Of a delegated account one is in flight, whatever was before. No
+        transaction with blobs is in flight beside one without: an account is in one of a node's pools at a time
+        (go-ethereum, core/txpool/reserver.go).
         """
         if self.latest is None or (self.refusal is not None and now_s < self.refusal.until_s):
             return
         most = min(in_flight_max, DELEGATED_IN_FLIGHT_MAX) if self.delegated else in_flight_max
         end = min(self.loaded_to, self.latest + most)
-        for nonce in range(max(self.latest, self.settled), min(end, self.sent_to)):
+        pool: bool | None = None
+        for nonce in range(max(self.latest, self.settled), end):
             flight = self.flights.get(nonce)
-            if flight is None or now_s - flight.at_s >= resend_after_s:
-                yield self.at(nonce)
-        for nonce in range(self.sent_to, end):
+            if flight is not None and not flight.is_overdue(now_s, resend_after_s):
+                pool = flight.has_blobs
+                continue
             transaction = self.at(nonce)
-            slots -= transaction.slots
-            if slots < 0:
+            slots -= transaction.slots if nonce >= self.sent_to else 0
+            if slots < 0 or pool not in (None, transaction.has_blobs):
                 return
+            pool = transaction.has_blobs
             yield transaction
 
     def answered(self, transaction: Transaction, answer: Answer, now_s: float) -> bool:
@@ -175,7 +198,7 @@ class Account:
             return False
         if self.refusal is not None and self.refusal.nonce == nonce:
             self.refusal = None
-        flight = self.flights.setdefault(nonce, Flight(now_s, transaction.slots))
+        flight = self.flights.setdefault(nonce, Flight(now_s, transaction.slots, transaction.has_blobs))
         flight.at_s = now_s
         flight.takes += answer.reception is Reception.TAKEN
         self.sent_to = max(self.sent_to, nonce + 1)

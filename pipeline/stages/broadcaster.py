@@ -21,7 +21,8 @@ from pipeline.ports import BatchLog, Clock, Message, Place
 from pipeline.settings import BroadcastSettings
 from pipeline.stages.account import REFUSED_S, Account, Answer, Reception, Refusal, Transaction
 from pipeline.stages.backoff import Backoff
-from pipeline.stages.node import Node, Receipt
+from pipeline.stages.node import Blobs, Node, Receipt
+from pipeline.stages.request import Offer, parts, within
 
 journal = Journal(__name__, "broadcaster")
 
@@ -36,10 +37,6 @@ LOAD_MAX: Final = 64
 
 GAP_MAX: Final = 32
 """Records that are read for nothing between two that are wanted."""
-
-SEND_MAX: Final = 100
-SEND_BYTES_MAX: Final = 1024 * 1024
-"""Transactions, and their bytes, in one request; nodes take 1,000 and 5 MiB (go-ethereum)."""
 
 REQUESTS_MAX: Final = 4
 """Requests to the node at once."""
@@ -105,6 +102,7 @@ class BroadcasterPorts:
     """What the broadcaster needs of the world."""
 
     node: Node
+    blobs: Blobs
     log: BatchLog
     broadcasts: Broadcasts
     clock: Clock
@@ -323,13 +321,13 @@ class Broadcaster:
         await self._find_delegated()
         now_s, per_sender = self._ports.clock.monotonic_s(), self._settings.in_flight_per_sender
         room = self._settings.in_flight_max - sum(account.slots for account in self._accounts.values())
-        offers: list[tuple[Account, Transaction]] = []
+        offers: list[Offer] = []
         for account in self._accounts.values():
-            due = list(account.due(now_s, self._settings.resend_after_s, per_sender, room))
+            due = within(account.due(now_s, self._settings.resend_after_s, per_sender, room))
             room -= sum(t.slots for t in due if t.nonce >= account.sent_to)
             offers += [(account, transaction) for transaction in due]
         gate = asyncio.Semaphore(REQUESTS_MAX)
-        await asyncio.gather(*(self._offer(part, gate) for part in _parts(offers)))
+        await asyncio.gather(*(self._offer(part, gate) for part in parts(offers)))
         for account in [*self._accounts.values()]:
             if account.refusal is not None and account.blocked:
                 self._aside[account.sender] = account.refusal
@@ -343,12 +341,12 @@ class Broadcaster:
         for account, delegated in zip(unsure, found, strict=True):
             account.delegated, account.unsure = delegated, False
 
-    async def _offer(self, offers: Sequence[tuple[Account, Transaction]], gate: asyncio.Semaphore) -> None:
+    async def _offer(self, offers: Sequence[Offer], gate: asyncio.Semaphore) -> None:
         async with gate:
-            answers = await self._ports.node.send([transaction.raw for _, transaction in offers])
+            answered = await self._answers(offers)
         now_s = self._ports.clock.monotonic_s()
         fates = []
-        for (account, transaction), answer in zip(offers, answers, strict=True):
+        for account, transaction, answer in answered:
             again = account.answered(transaction, answer, now_s)
             self.count.sent_again += again
             if answer.reception is Reception.TAKEN:
@@ -357,6 +355,26 @@ class Broadcaster:
             if answer.reception is Reception.REFUSED:
                 fates.append(Fate(account.sender, transaction, 0, None, answer.reason))
         await self._ports.broadcasts.save(self._chain_id, fates, {})
+
+    async def _answers(self, offers: Sequence[Offer]) -> list[tuple[Account, Transaction, Answer]]:
+        """The node's, or why something is not offered to it; a sender's later transactions wait with that one."""
+        offered: list[Offer] = []
+        forms: list[bytes] = []
+        withheld: dict[str, tuple[Account, Transaction, Answer]] = {}
+        for account, transaction in offers:
+            if account.sender in withheld:
+                continue
+            form = await self._form(transaction)
+            if isinstance(form, str):
+                withheld[account.sender] = account, transaction, Answer(Reception.REFUSED, form)
+            else:
+                offered.append((account, transaction))
+                forms.append(form)
+        answers = await self._ports.node.send(forms) if forms else []
+        return [(*offer, answer) for offer, answer in zip(offered, answers, strict=True)] + [*withheld.values()]
+
+    async def _form(self, transaction: Transaction) -> bytes | str:
+        return await self._ports.blobs.network_form(transaction.raw) if transaction.has_blobs else transaction.raw
 
 
 def _runs(batches: Iterable[NextBatch]) -> list[list[NextBatch]]:
@@ -369,20 +387,3 @@ def _runs(batches: Iterable[NextBatch]) -> list[list[NextBatch]]:
             runs.append([])
         runs[-1].append(batch)
     return runs
-
-
-def _parts(offers: Sequence[tuple[Account, Transaction]]) -> list[list[tuple[Account, Transaction]]]:
-    """In requests of a bounded size; a sender's transactions are in one, or its later ones could overtake."""
-    by_sender: dict[str, list[tuple[Account, Transaction]]] = {}
-    for offer in offers:
-        by_sender.setdefault(offer[0].sender, []).append(offer)
-    parts: list[list[tuple[Account, Transaction]]] = []
-    size = SEND_BYTES_MAX
-    for run in by_sender.values():
-        length = sum(len(transaction.raw) for _, transaction in run)
-        if not parts or len(parts[-1]) + len(run) > SEND_MAX or size + length > SEND_BYTES_MAX:
-            parts.append([])
-            size = 0
-        parts[-1] += run
-        size += length
-    return parts

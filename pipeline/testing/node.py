@@ -11,6 +11,7 @@ from typing import Final
 
 from pipeline.errors import NodeUnavailable
 from pipeline.ethereum.decoding import SignedTx, decode
+from pipeline.ethereum.sidecar import BLOB_TYPE, has_blobs
 from pipeline.stages.account import Answer, Reception
 from pipeline.stages.node import Receipt
 
@@ -96,8 +97,10 @@ class TwinNode:
 
     def _offer(self, raw: bytes) -> Answer:
         self.offered += 1
-        tx = decode(raw)
-        if reason := self.refuses.get(tx.hash):
+        signed = _signed(raw)
+        tx = decode(signed)
+        lacks = "missing sidecar in blob transaction" if has_blobs(raw) and signed == raw else ""
+        if reason := lacks or self.refuses.get(tx.hash):
             return Answer(Reception.REFUSED, reason)
         waiting = self.pool.setdefault(tx.sender, {})
         if tx.nonce < self.nonce(tx.sender):
@@ -105,16 +108,20 @@ class TwinNode:
         if known := waiting.get(tx.nonce):
             same = known.hash == tx.hash
             return Answer(Reception.KNOWN if same else Reception.LATER, "already known" if same else "underpriced")
-        if tx.sender in self.delegates and (reason := self._no_room(tx)):
+        if reason := self._no_room(tx):
             return Answer(Reception.LATER, reason)
         waiting[tx.nonce] = tx
         self._truncate()
         return Answer(Reception.TAKEN)
 
     def _no_room(self, tx: SignedTx) -> str:
-        """As go-ethereum's legacypool, checkDelegationLimit: room for the next nonce, once. Empty: there is."""
-        next_nonce = self.nonce(tx.sender)
-        if next_nonce in self.pool[tx.sender]:
+        """As go-ethereum's txpool/reserver and legacypool, checkDelegationLimit. Empty: there is."""
+        waiting, next_nonce = self.pool[tx.sender], self.nonce(tx.sender)
+        if any((other.type == BLOB_TYPE) != (tx.type == BLOB_TYPE) for other in waiting.values()):
+            return "address already reserved"
+        if tx.sender not in self.delegates:
+            return ""
+        if next_nonce in waiting:
             return "in-flight transaction limit reached for delegated accounts"
         return "" if tx.nonce == next_nonce else "gapped-nonce tx from delegated accounts"
 
@@ -136,3 +143,12 @@ class TwinNode:
         while nonce in self.pool[sender]:
             yield nonce
             nonce += 1
+
+
+def _signed(raw: bytes) -> bytes:
+    """What was signed, of a network form (EIP-4844): the first item of its list. Both are longer than 55 bytes."""
+    start = raw[1] - 0xF7 + 2
+    if not has_blobs(raw) or raw[start] <= 0xF7:
+        return raw
+    content = start + 1 + raw[start] - 0xF7
+    return raw[:1] + raw[start : content + int.from_bytes(raw[start + 1 : content], "big")]

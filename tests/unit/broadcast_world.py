@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.custody.generation import address_of
 from pipeline.ethereum import kernel
+from pipeline.ethereum.kernel import SignedColumns
 from pipeline.ethereum.signed import SignedHeader, SignedRecord
 from pipeline.ports import LedgerEntry, Place
 from pipeline.settings import BroadcastSettings, SourceSettings
@@ -17,6 +18,7 @@ from pipeline.stages.broadcaster import Broadcaster, BroadcasterPorts
 from pipeline.stages.inspection import Finding, Sighting
 from pipeline.stream import Stream
 from pipeline.testing.batch_log import TwinBatchLog
+from pipeline.testing.blobs import TwinBlobs
 from pipeline.testing.broadcasts import TwinBroadcasts
 from pipeline.testing.broker import Broker
 from pipeline.testing.clock import TwinClock
@@ -47,6 +49,7 @@ class World:
     settings: BroadcastSettings = field(default_factory=lambda: AT_ONCE)
     node: TwinNode = field(default_factory=TwinNode)
     clock: TwinClock = field(default_factory=TwinClock)
+    blobs: TwinBlobs = field(default_factory=TwinBlobs)
 
     def __post_init__(self) -> None:
         self.broker = Broker(self.clock, InstantNetwork())
@@ -60,17 +63,23 @@ class World:
 
     def started(self) -> Broadcaster:
         """Another one, which knows nothing."""
-        ports = BroadcasterPorts(self.node, TwinBatchLog(self.broker), self.broadcasts, self.clock)
+        ports = BroadcasterPorts(self.node, self.blobs, TwinBatchLog(self.broker), self.broadcasts, self.clock)
         self.broadcaster = Broadcaster(ports, CHAIN, self.settings)
         return self.broadcaster
 
     async def sign(self, sender: int, rows: int, *, verified: bool = True) -> Sighting:
         """A batch of this sender, as the pipeline leaves it: ledger, record, sighting."""
+        ids = range((self.seq + 1) * 1_000, (self.seq + 1) * 1_000 + rows)
+        unsigned = batch([row(tx_id=tx_id, value=wei(self.seq + 1)) for tx_id in ids])
+        signed = kernel.sign(unsigned, np.ones(rows, np.bool_), secret(sender), self.next_nonce(sender))
+        return await self.publish(sender, signed, verified=verified)
+
+    def next_nonce(self, sender: int) -> int:
+        return self.ledger.next_nonces.get((CHAIN, address_of(secret(sender))), 0)
+
+    async def publish(self, sender: int, signed: SignedColumns, *, verified: bool = True) -> Sighting:
         self.seq += 1
-        unsigned = batch([row(tx_id=self.seq * 1_000 + k, value=wei(self.seq)) for k in range(rows)])
-        address = address_of(secret(sender))
-        first = self.ledger.next_nonces.get((CHAIN, address), 0)
-        signed = kernel.sign(unsigned, np.ones(rows, np.bool_), secret(sender), first)
+        address, first, rows = address_of(secret(sender)), self.next_nonce(sender), len(signed.nonce)
         header = SignedHeader(STREAM, self.seq, CHAIN, address, first, rows, "aa" * 32, 1, "signer-0")
         await self.ledger.record(LedgerEntry(STREAM, self.seq, "aa" * 32, CHAIN, address, first, rows, 1, "signer-0"))
         record = SignedRecord.build(header, signed)

@@ -135,6 +135,7 @@ async def test_transactions_are_sent_as_they_are() -> None:
         ("in-flight transaction limit reached for delegated accounts", Reception.LATER),
         ("gapped-nonce tx from delegated accounts", Reception.LATER),
         ("authority already reserved", Reception.LATER),
+        ("address already reserved", Reception.LATER),
         ("insufficient funds for gas * price + value: balance 0, tx cost 21000", Reception.REFUSED),
         ("intrinsic gas too low: gas 1, minimum needed 21000", Reception.REFUSED),
         ("exceeds block gas limit", Reception.REFUSED),
