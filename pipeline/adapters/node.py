@@ -33,7 +33,7 @@ RECEPTIONS: Final = (
     (Reception.KNOWN, "already known|already imported|known transaction|alreadyknown|same hash|already exists"),
     (Reception.STALE, "nonce too low|nonce is too low|oldnonce|nonce_too_low"),
     (Reception.LATER, "pool is full|pool full|pool overflow|underpriced|less than block base fee|feetoolow"),
-    (Reception.LATER, "in-flight|gapped-nonce|already reserved"),  # of accounts with one place (EIP-7702), or one pool
+    (Reception.LATER, "in-flight|gapped.nonce|already reserved"),  # of accounts with one place (EIP-7702), or one pool
 )
 """What nodes say, by what it means. Nothing fixes these words: each node has its own (go-ethereum, reth, erigon, besu,
 nethermind, anvil); what is not among them is a refusal."""

@@ -108,7 +108,7 @@ class Account:
     sent_to: int = 0
     refusal: Refusal | None = None
     delegated: bool = False  #: its code, to another account (EIP-7702)
-    unsure: bool = True  #: whether it is delegated is to be asked
+    unsure: bool = True  #: whether it is delegated is to be asked: it is new, or the node has not kept all of it
     flights: dict[int, Flight] = field(default_factory=dict)
     missed: int = 0  #: looks in which the first unsettled nonce was used, and had no receipt
     _records: deque[SignedRecord] = field(default_factory=deque)
@@ -191,7 +191,7 @@ class Account:
         nonce = transaction.nonce
         if answer.reception in (Reception.LATER, Reception.REFUSED):
             pause_s = LATER_S if answer.reception is Reception.LATER else REFUSED_S
-            self.unsure |= answer.reception is Reception.LATER  # it may have become so since
+            self.unsure |= answer.reception is Reception.LATER
             self.flights.pop(nonce, None)
             if self.refusal is None or nonce <= self.refusal.nonce:
                 self.refusal = Refusal(nonce, answer, now_s + pause_s)
@@ -202,6 +202,7 @@ class Account:
         flight.at_s = now_s
         flight.takes += answer.reception is Reception.TAKEN
         self.sent_to = max(self.sent_to, nonce + 1)
+        self.unsure |= flight.takes > 1
         return flight.takes > 1
 
     def used(self, confirmed: int) -> Iterator[Transaction]:

@@ -335,7 +335,7 @@ class Broadcaster:
         return bool(offers)
 
     async def _find_delegated(self) -> None:
-        """Among senders that are new here, and those of which the node would not take more."""
+        """Among senders that are new here, and those of which the node would not take or keep more."""
         unsure = [account for account in self._accounts.values() if account.unsure]
         found = await self._ports.node.delegated([account.sender for account in unsure]) if unsure else []
         for account, delegated in zip(unsure, found, strict=True):

@@ -32,6 +32,7 @@ class TwinNode:
     down: bool = False
     refuses: dict[bytes, str] = field(default_factory=dict)  #: by hash, what it says
     reverts: set[bytes] = field(default_factory=set)
+    mute: bool = False  #: says "success" where it has no room (go-ethereum's eth/api_backend, if it tracks locals)
     delegates: set[str] = field(default_factory=set)  #: accounts that have delegated their code (EIP-7702)
     blocks: list[list[SignedTx]] = field(default_factory=list)
     pool: dict[str, dict[int, SignedTx]] = field(default_factory=dict)
@@ -109,7 +110,7 @@ class TwinNode:
             same = known.hash == tx.hash
             return Answer(Reception.KNOWN if same else Reception.LATER, "already known" if same else "underpriced")
         if reason := self._no_room(tx):
-            return Answer(Reception.LATER, reason)
+            return Answer(Reception.TAKEN) if self.mute else Answer(Reception.LATER, reason)
         waiting[tx.nonce] = tx
         self._truncate()
         return Answer(Reception.TAKEN)

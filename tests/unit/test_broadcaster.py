@@ -107,6 +107,20 @@ async def test_an_account_that_becomes_delegated_goes_on_with_one_in_flight() ->
     assert world.statuses() == {"sent": 0, "mined": 100, "failed": 0}
 
 
+async def test_an_account_becomes_delegated_before_a_node_that_does_not_say_that_it_has_no_room() -> None:
+    world = World(BroadcastSettings(confirmations=0, resend_after_s=3))
+    await world.sign(1, 50)
+    await world.tick()
+    world.node.mute = True
+    world.node.delegates.add(address_of(secret(1)))
+    await world.tick(4, mine=False)
+    offered = world.node.offered
+    await world.until_mined()
+    assert in_order(world.mined(), {1: 50})
+    assert world.statuses() == {"sent": 0, "mined": 50, "failed": 0}
+    assert world.node.offered < offered + 50 + 10
+
+
 async def test_what_vanished_of_an_account_that_became_delegated_is_offered_one_by_one() -> None:
     world = World(BroadcastSettings(confirmations=0, resend_after_s=3))
     await world.sign(1, 20)

@@ -134,6 +134,7 @@ async def test_transactions_are_sent_as_they_are() -> None:
         ("max fee per gas less than block base fee: address 0x1, maxFeePerGas: 1, baseFee: 7", Reception.LATER),
         ("in-flight transaction limit reached for delegated accounts", Reception.LATER),
         ("gapped-nonce tx from delegated accounts", Reception.LATER),
+        ("nonce too high: tx nonce 8, gapped nonce 7", Reception.LATER),
         ("authority already reserved", Reception.LATER),
         ("address already reserved", Reception.LATER),
         ("insufficient funds for gas * price + value: balance 0, tx cost 21000", Reception.REFUSED),
