@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from eth_account import Account
 from sha3 import keccak_256
 
 from pipeline.custody.generation import address_of
-from pipeline.ethereum.decoding import SignedTx, decode
 from pipeline.ethereum.kernel import SignedColumns
 from pipeline.ethereum.sidecar import Blob, network_bytes, network_form, versioned_hash
 from pipeline.settings import BroadcastSettings
 from pipeline.stages.account import BLOBS_RESEND_FACTOR
 from pipeline.stages.request import SEND_BYTES_MAX
-from pipeline.testing import node as twin
 from tests.blob_transactions import data_of, signed_blobs
 from tests.unit.broadcast_world import CHAIN, World, secret
 
@@ -38,15 +34,7 @@ def plain(sender: int, nonce: int) -> bytes:
     return bytes(Account.sign_transaction(PLAIN | {"nonce": nonce}, secret(sender)).raw_transaction)
 
 
-@pytest.fixture(autouse=True)
-def decodes(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, SignedTx]:
-    """Signed transactions with blobs, which the node of the tests is to know."""
-    known: dict[bytes, SignedTx] = {}
-    monkeypatch.setattr(twin, "decode", lambda raw: known[raw] if raw in known else decode(raw))
-    return known
-
-
-async def sign(world: World, decodes: dict[bytes, SignedTx], sender: int, blobs: str, each: int = 1) -> list[bytes]:
+async def sign(world: World, sender: int, blobs: str, each: int = 1) -> list[bytes]:
     """A letter of `blobs` for each transaction: - has none, others have as many as `each` says."""
     first = world.next_nonce(sender)
     raws = []
@@ -54,9 +42,7 @@ async def sign(world: World, decodes: dict[bytes, SignedTx], sender: int, blobs:
         raw = plain(sender, nonce)
         if kind != "-":
             hashes = [hash_of(ord(kind) - number) for number in range(each)]
-            with_blobs = signed_blobs(secret(sender), hashes, nonce=nonce)
-            decodes[with_blobs] = replace(decode(raw), type=3, hash=keccak_256(with_blobs).digest())
-            raw = with_blobs
+            raw = signed_blobs(secret(sender), hashes, nonce=nonce)
         raws.append(raw)
     count = len(raws)
     await world.publish(
@@ -79,10 +65,10 @@ def have(world: World, *letters: str) -> None:
         world.blobs.blobs[hash_of(ord(letter))] = blob_of(ord(letter))
 
 
-async def test_a_node_gets_blobs_and_what_is_kept_is_the_form_without(decodes: dict[bytes, SignedTx]) -> None:
+async def test_a_node_gets_blobs_and_what_is_kept_is_the_form_without() -> None:
     world = World()
     have(world, "a", "b")
-    [first, second] = await sign(world, decodes, 1, "ab")
+    [first, second] = await sign(world, 1, "ab")
     sent: list[bytes] = []
     offer = world.node.send
 
@@ -99,10 +85,10 @@ async def test_a_node_gets_blobs_and_what_is_kept_is_the_form_without(decodes: d
     ]
 
 
-async def test_an_account_is_in_one_pool_at_a_time(decodes: dict[bytes, SignedTx]) -> None:
+async def test_an_account_is_in_one_pool_at_a_time() -> None:
     world = World()
     have(world, "a", "b", "c")
-    await sign(world, decodes, 1, "--ab---c-")
+    await sign(world, 1, "--ab---c-")
     await world.sign(2, 20)
     blocks = []
     while len(world.mined()) < 29:
@@ -115,10 +101,10 @@ async def test_an_account_is_in_one_pool_at_a_time(decodes: dict[bytes, SignedTx
 
 
 @pytest.mark.parametrize("blocks", range(5))
-async def test_another_broadcaster_goes_on_between_the_pools(blocks: int, decodes: dict[bytes, SignedTx]) -> None:
+async def test_another_broadcaster_goes_on_between_the_pools(blocks: int) -> None:
     world = World()
     have(world, "a", "b", "c")
-    await sign(world, decodes, 1, "--ab---c-")
+    await sign(world, 1, "--ab---c-")
     await world.tick(blocks, mine=False)
     for _ in range(blocks):
         world.node.mine()
@@ -127,10 +113,10 @@ async def test_another_broadcaster_goes_on_between_the_pools(blocks: int, decode
     assert world.statuses() == {"sent": 0, "mined": 9, "failed": 0}
 
 
-async def test_a_missing_blob_stops_its_sender_alone_until_it_is_there(decodes: dict[bytes, SignedTx]) -> None:
+async def test_a_missing_blob_stops_its_sender_alone_until_it_is_there() -> None:
     world = World()
     have(world, "a", "c")
-    await sign(world, decodes, 1, "abc-")
+    await sign(world, 1, "abc-")
     await world.sign(2, 30)
     await world.until_mined()
     reason = f"0x{hash_of(ord('b')).hex()}.json: No such file or directory"
@@ -143,11 +129,11 @@ async def test_a_missing_blob_stops_its_sender_alone_until_it_is_there(decodes: 
     assert world.broadcaster.refusals() == {}
 
 
-async def test_requests_are_bounded_with_the_blobs_in_them(decodes: dict[bytes, SignedTx]) -> None:
+async def test_requests_are_bounded_with_the_blobs_in_them() -> None:
     world = World()
     have(world, *"abcdefgh")
     for sender in range(1, 5):
-        await sign(world, decodes, sender, "h" * 10, each=6)
+        await sign(world, sender, "h" * 10, each=6)
     sizes: list[int] = []
     offer = world.node.send
 
@@ -164,20 +150,20 @@ async def test_requests_are_bounded_with_the_blobs_in_them(decodes: dict[bytes, 
     assert world.statuses() == {"sent": 0, "mined": 40, "failed": 0}
 
 
-async def test_one_transaction_above_the_bound_goes_alone(decodes: dict[bytes, SignedTx]) -> None:
+async def test_one_transaction_above_the_bound_goes_alone() -> None:
     world = World()
     have(world, *"abcdefghij")
     for sender in (1, 2):
-        [raw] = await sign(world, decodes, sender, "j", each=9)
+        [raw] = await sign(world, sender, "j", each=9)
         assert network_bytes(raw) > SEND_BYTES_MAX
     await world.until_mined()
     assert world.statuses() == {"sent": 0, "mined": 2, "failed": 0}
 
 
-async def test_blobs_are_offered_again_more_rarely(decodes: dict[bytes, SignedTx]) -> None:
+async def test_blobs_are_offered_again_more_rarely() -> None:
     world = World(BroadcastSettings(confirmations=0, resend_after_s=2))
     have(world, "a")
-    await sign(world, decodes, 1, "a")
+    await sign(world, 1, "a")
     await world.tick(2 * BLOBS_RESEND_FACTOR - 1, mine=False)
     assert world.node.offered == 1
     await world.tick(3, mine=False)
@@ -187,9 +173,9 @@ async def test_blobs_are_offered_again_more_rarely(decodes: dict[bytes, SignedTx
     assert (world.node.offered, world.broadcaster.count.sent_again, world.broadcaster.count.mined) == (3, 1, 1)
 
 
-async def test_the_node_of_the_tests_refuses_what_a_node_refuses(decodes: dict[bytes, SignedTx]) -> None:
+async def test_the_node_of_the_tests_refuses_what_a_node_refuses() -> None:
     world = World()
-    raws = await sign(world, decodes, 1, "a-")
+    raws = await sign(world, 1, "a-")
     form = network_form(raws[0], [blob_of(ord("a"))])
     answers = await world.node.send([raws[0], form, raws[1]])
     assert [answer.reason for answer in answers] == [
