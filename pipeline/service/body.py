@@ -242,6 +242,8 @@ class Waiter(Answer):
     worker: str
     node: str
     waited_s: float
+    sender: str = Field(description="the only key that it waits for, or empty")
+    blobs: bool = Field(description="it waits for a key that is set apart for blob transactions")
 
 
 class QueueAnswer(Answer):

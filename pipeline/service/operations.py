@@ -76,6 +76,8 @@ class Operations:
                 worker=queued.request.worker,
                 node=queued.request.node,
                 waited_s=round(queued.waited_s, 3),
+                sender=queued.request.sender,
+                blobs=queued.request.blobs,
             )
             for queued in queue
         ]
