@@ -40,6 +40,7 @@ test: $(STAMP)  ## Run all tests; etcd, Postgres, Kafka and Ray are started for 
 
 proof: $(STAMP)  ## Run every layer of docs/proof.md for long: HOURS=1 for chaos and seeds, and an hour or so for the rest.
 	@$(BIN)/python -m pytest tests/simulation/test_model.py
+	@$(BIN)/python -m pytest tests/vectors --transactions 10000
 	@$(BIN)/oncesign simulate --crash-points pairs --workers 2
 	@$(BIN)/python -m tests.simulation.mutants --seeds 1000
 	@$(BIN)/python -m tests.chaos.crash_points

@@ -23,7 +23,7 @@ from tests.conftest import KEPT, SCRUBBED
 
 HERE: Final = Path(__file__).parent
 TIMEOUT_S: Final = 600
-DOWN_TIMEOUT_S: Final = 120
+COMMAND_TIMEOUT_S: Final = 120
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,9 +57,10 @@ def _share(shared: ExitStack) -> None:
     patch.setenv("IPYTHONDIR", f"{folder}/ipython")
     patch.setenv("JUPYTER_RUNTIME_DIR", f"{folder}/jupyter")
     patch.setenv("MPLCONFIGDIR", str(cache_dir() / "matplotlib"))  # its list of fonts takes seconds to make
-    shared.callback(_down)
+    shared.callback(_command, "down")
+    _command("up")
 
 
-def _down() -> None:
-    argv = [sys.executable, "-m", "jobs.app", "down"]
-    subprocess.run(argv, check=True, capture_output=True, timeout=DOWN_TIMEOUT_S)
+def _command(name: str) -> None:
+    argv = [sys.executable, "-m", "jobs.app", name]
+    subprocess.run(argv, check=True, capture_output=True, timeout=COMMAND_TIMEOUT_S)

@@ -42,6 +42,7 @@ COMPILE_TIMEOUT_S = 600
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--node", default="anvil", help="the Ethereum node of the broadcast: anvil, or geth (built once)")
+    parser.addoption("--transactions", type=int, default=2_000, help="of each type, compared with eth-account's")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
