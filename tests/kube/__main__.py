@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from tests.kube import faults, idle, page, refusals, ways
 from tests.kube.namespace import (
-    ENDED,
     NAME,
     Dashboard,
     KubeError,
@@ -25,21 +24,16 @@ from tests.kube.namespace import (
     complaints,
     exists,
     kubectl,
-    ready,
     restarts,
     say,
     until,
 )
+from tests.kube.steps import DRAIN_TIMEOUT_S, JOB_TIMEOUT_S, READY_TIMEOUT_S, apply, end, json_lines, last_json, verify
 
-READY_TIMEOUT_S: Final = 300.0
-SERVERS_TIMEOUT_S: Final = 180.0
-JOB_TIMEOUT_S: Final = 300.0
 SIGN_TIMEOUT_S: Final = 600.0
-DRAIN_TIMEOUT_S: Final = 180.0
 DELETE_TIMEOUT_S: Final = 300.0
 IMAGE_TIMEOUT_S: Final = 3600.0
 IDLE_AFTER_S: Final = 15.0
-STATEFUL_SETS: Final = ("etcd", "pgsql", "kafka", "redis")
 
 
 def main() -> None:
@@ -80,7 +74,7 @@ class Deletions:
 
 def run(report: dict[str, Any], deletions: Deletions) -> None:
     """All of it, into the report. Raises KubeError."""
-    report["ready_s"] = apply()
+    report["ready_s"] = apply(lambda: page.follow(page.APPLY, timeout_s=READY_TIMEOUT_S))
     with Dashboard() as jobs:
         report |= sign()
         report |= rest(jobs)
@@ -91,21 +85,6 @@ def run(report: dict[str, Any], deletions: Deletions) -> None:
         report["violations"] += verify(jobs)
     wrong = ("violations", "too_late", "restarted", "complaints", "not_refused", "blocked", "open", "too_busy")
     report["ok"] = not any(report[name] for name in wrong)
-
-
-def apply() -> float:
-    """Apply the overlay; seconds until the RayCluster is ready."""
-    started_s = time.monotonic()
-    page.follow(page.APPLY, timeout_s=READY_TIMEOUT_S)
-    until("the RayCluster is ready", ready, READY_TIMEOUT_S)
-    seconds = time.monotonic() - started_s
-    say(f"ready {seconds:.0f} s after apply")
-    for name in STATEFUL_SETS:
-        kubectl(
-            "-n", NAME, "rollout", "status", f"statefulset/{name}", f"--timeout={SERVERS_TIMEOUT_S:.0f}s",
-            timeout_s=SERVERS_TIMEOUT_S + 10,
-        )  # fmt: skip
-    return round(seconds, 1)
 
 
 def sign() -> dict[str, Any]:
@@ -127,13 +106,6 @@ def rest(jobs: Dashboard) -> dict[str, Any]:
     summary = last_json(jobs.logs(job))
     say(f"stopped: {summary['outcomes']}")
     return {"idle_share": share, "idle_bare_cpu_s": bare, "idle_cpu_s": actors, "too_busy": share > idle.BOUND}
-
-
-def end(jobs: Dashboard, job: str) -> None:
-    """Stop a job that may have ended with its head. Raises KubeError."""
-    if jobs.status(job) not in ENDED:
-        jobs.stop(job)
-    until("the stopped job ends", lambda: jobs.status(job) in ENDED, DRAIN_TIMEOUT_S)
 
 
 def try_ways() -> dict[str, Any]:
@@ -195,24 +167,6 @@ def recover(jobs: Dashboard) -> None:
         kubectl("delete", "-k", folder, "--ignore-not-found")
     say("recovered")
     jobs.run("oncesign up", JOB_TIMEOUT_S)
-
-
-def verify(jobs: Dashboard) -> int:
-    """The number of violations; a job that finds one fails."""
-    found = last_json(jobs.run("oncesign verify --json", JOB_TIMEOUT_S))
-    say(f"verified: {found['signed']:,} signed, {found['rejected']:,} rejected, {found['violations']} violations")
-    return int(found["violations"])
-
-
-def last_json(logs: str) -> dict[str, Any]:
-    """The last line of a job's log that is JSON."""
-    found: dict[str, Any] = json.loads(json_lines(logs)[-1])
-    return found
-
-
-def json_lines(logs: str) -> list[str]:
-    """The lines of a log that are JSON."""
-    return [line for line in logs.splitlines() if line.startswith("{")]
 
 
 def tear_down() -> None:
