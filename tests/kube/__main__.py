@@ -1,5 +1,6 @@
 """`python -m tests.kube`: build and load the image, apply the demo, sign, delete pods while signing, verify, tear down.
 
+With --scaled, instead: the demo with Ray's autoscaler, and how the number of signers follows what waits.
 Needs kubectl and KUBECONFIG, and a cluster with the KubeRay operator. Prints a table and one JSON line; exit code 1
 when anything is not as it should be. A namespace `demo` that was there before is used, and left as it is.
 """
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tests.kube import faults, idle, page, refusals, ways
+from tests.kube import faults, idle, page, refusals, scaling, ways
 from tests.kube.namespace import (
     NAME,
     Dashboard,
@@ -40,6 +41,7 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m tests.kube", description=__doc__)
     parser.add_argument("--image", default="", help="a shell command that builds oncesign:demo and loads it")
+    parser.add_argument("--scaled", action="store_true", help="delete no pod; see the number of signers follow the lag")
     parser.add_argument("--rounds", type=int, default=1, help="how often each kind of pod is deleted")
     parser.add_argument("--only", action="append", metavar="KIND", help="delete pods of this kind only, e.g. signer")
     parser.add_argument("--settle", type=float, default=10.0, help="seconds of signing between two deletions")
@@ -52,7 +54,10 @@ def main() -> None:
         if arguments.image:
             say("building and loading the image")
             subprocess.run(arguments.image, shell=True, check=True, cwd=checkout(), timeout=IMAGE_TIMEOUT_S)  # noqa: S602 - the caller's own command
-        run(report, Deletions(kinds, arguments.rounds, arguments.settle))
+        if arguments.scaled:
+            scaling.run(report)
+        else:
+            run(report, Deletions(kinds, arguments.rounds, arguments.settle))
     except (KubeError, subprocess.SubprocessError) as error:
         report["error"] = str(error)
         say(f"error: {error}")

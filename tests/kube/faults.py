@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.kube.namespace import NAME, KubeError, kubectl, pods, say, sql, until
+from tests.kube.namespace import NAME, KubeError, kubectl, pod_ready, pods, say, sql, until
 
 RESUME_TIMEOUT_S: Final = 240.0
 SLOWLY_S: Final = 4.0
@@ -125,10 +125,7 @@ def delete_each(kinds: Sequence[Kind], rounds: int, settle_s: float) -> dict[str
 
 def _all_ready(kind: Kind) -> bool:
     found = pods(kind.selector)
-    return bool(found) and all(
-        any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
-        for pod in found
-    )
+    return bool(found) and all(pod_ready(pod) for pod in found)
 
 
 def table(found: dict[str, list[float]]) -> list[str]:

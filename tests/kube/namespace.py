@@ -23,6 +23,7 @@ CLUSTER: Final = "oncesign"
 CALL_TIMEOUT_S: Final = 60.0
 LOOK_S: Final = 0.5
 FORWARD_TIMEOUT_S: Final = 10.0
+ACTORS_MAX: Final = 1000
 COMPLAINTS: Final = frozenset({"BackOff", "Failed", "OOMKilling", "Evicted"})
 ENDED: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED})
 PSQL: Final = (
@@ -65,8 +66,18 @@ def exists() -> bool:
 
 def pods(selector: str) -> list[dict[str, Any]]:
     """Those with the labels, the ones that are being deleted left out."""
-    found = json.loads(kubectl("-n", NAME, "get", "pods", "-l", selector, "-o", "json"))["items"]
-    return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+    return [pod for pod in all_pods(selector) if "deletionTimestamp" not in pod["metadata"]]
+
+
+def all_pods(selector: str) -> list[dict[str, Any]]:
+    """Those with the labels, the ones that are being deleted, too."""
+    found: list[dict[str, Any]] = json.loads(kubectl("-n", NAME, "get", "pods", "-l", selector, "-o", "json"))["items"]
+    return found
+
+
+def pod_ready(pod: dict[str, Any]) -> bool:
+    """Whether Kubernetes says so of a pod."""
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
 
 
 def restarts() -> dict[str, int]:
@@ -162,6 +173,14 @@ class Dashboard:
     def logs(self, job: str) -> str:
         """Of a job."""
         return str(self._ask(lambda client: client.get_job_logs(job)))
+
+    def actors(self, kind: str) -> list[str]:
+        """Names of the living actors of a class. Raises KubeError while the head is away."""
+        answer = self._ask(lambda client: client._do_request("GET", "/api/v0/actors", params={"limit": ACTORS_MAX}))
+        if not answer.ok:
+            raise KubeError(f"the dashboard: {answer.status_code} {answer.text[-500:]}")
+        found = answer.json()["data"]["result"]["result"]
+        return sorted(one["name"] for one in found if (one["class_name"], one["state"]) == (kind, "ALIVE"))
 
     def stop(self, job: str) -> None:
         """SIGTERM to its driver, which drains."""

@@ -21,6 +21,9 @@ KUBERAY: Final = ROOT / "kuberay"
 OVERLAYS: Final = tuple(sorted(str(path.parent.relative_to(KUBERAY)) for path in KUBERAY.rglob("kustomization.yaml")))
 """Every folder that somebody may apply by itself, the base included: an error there is an error in all."""
 
+SCALED: Final = "../tests/kube/scaled"
+"""The overlay of `python -m tests.kube --scaled`: the demo with the autoscaler of production."""
+
 JOBS: Final = tuple(sorted(path.name for path in (KUBERAY / "jobs").glob("*.yaml")))
 """Files that are applied one by one."""
 
@@ -61,7 +64,7 @@ def _render(overlay: str) -> list[Manifest]:
         [*_kustomize(), str(KUBERAY / overlay)], capture_output=True, text=True, timeout=RENDER_TIMEOUT_S, check=False
     )
     if done.returncode:
-        raise RuntimeFault(f"kuberay/{overlay} cannot be rendered: {done.stderr.strip()}")
+        raise RuntimeFault(f"{KUBERAY / overlay} cannot be rendered: {done.stderr.strip()}")
     return [item for item in yaml.safe_load_all(done.stdout) if item]
 
 

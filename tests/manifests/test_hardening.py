@@ -7,18 +7,20 @@ from typing import Any, Final
 
 import pytest
 
+from actors.scaling import SHRINK_AFTER_S
 from pipeline.adapters.postgres import connection_string
 from pipeline.settings import PostgresSettings
+from tests.kube import scaling
 from tests.manifests.hardening import account_tokens, restricted, told, unbounded, writable
 from tests.manifests.parties import RAY, parties
 from tests.manifests.planted import ray_cluster
 from tests.manifests.pods import Pod, pods
 from tests.manifests.reachability import Network, of_pod
-from tests.manifests.rendered import JOBS, OVERLAYS, Manifest, job, named, of_kind, render
+from tests.manifests.rendered import JOBS, OVERLAYS, SCALED, Manifest, job, named, of_kind, render
 
 pytestmark = pytest.mark.timeout(900)  # where there is no kubectl, the first run builds kustomize
 
-APPLIED: Final = ("overlays/demo", "overlays/production")
+APPLIED: Final = ("overlays/demo", "overlays/production", SCALED)
 SERVERS: Final = ("etcd", "pgsql", "kafka", "redis")
 """Of the demo; docs/security.md says why they keep the baseline only."""
 
@@ -101,7 +103,7 @@ def test_no_pod_talks_to_the_api_server_but_the_autoscaler(overlay: str) -> None
         for mount in container.get("volumeMounts", [])
         if mount["mountPath"].startswith("/var/run/secrets/kubernetes.io")
     }
-    assert holders == ({("head", "autoscaler")} if overlay == "overlays/production" else set())
+    assert holders == (set() if overlay == "overlays/demo" else {("head", "autoscaler")})
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -159,6 +161,31 @@ def test_production_is_spread_scaled_and_pinned() -> None:
     assert signers["minReplicas"] * cores == int(settings["ONCESIGN_POOL__SIGNERS"])
     assert signers["maxReplicas"] * cores == int(settings["ONCESIGN_POOL__SIGNERS_MAX"])
     assert all("@sha256:" in container["image"] for pod in pods(objects) for container in pod.containers)
+
+
+def test_the_autoscaler_that_is_tried_on_a_cluster_is_that_of_production() -> None:
+    tried, ours = (named(render(overlay), "RayCluster")["spec"] for overlay in (SCALED, "overlays/production"))
+    own = ("idleTimeoutSeconds", "resources")
+    assert tried["enableInTreeAutoscaling"] == ours["enableInTreeAutoscaling"] is True
+    options = [{k: v for k, v in one["autoscalerOptions"].items() if k not in own} for one in (tried, ours)]
+    assert options[0] == options[1]
+    heads = [one["headGroupSpec"]["template"]["spec"] for one in (tried, ours)]
+    accounts = [head["serviceAccountName"] for head in heads]
+    assert accounts[0] == accounts[1]
+    tokens = [next(volume for volume in head["volumes"] if volume["name"] == "api-token") for head in heads]
+    assert tokens[0] == tokens[1]
+
+
+def test_what_is_tried_scales_as_its_run_expects() -> None:
+    objects = render(SCALED)
+    settings = named(objects, "ConfigMap", "oncesign-settings")["data"]
+    cluster = named(objects, "RayCluster")["spec"]
+    signers = next(group for group in cluster["workerGroupSpecs"] if group["groupName"] == "signers")
+    assert (signers["minReplicas"], signers["maxReplicas"]) == (scaling.LEAST_PODS, scaling.MOST_PODS)
+    assert int(signers["rayStartParams"]["num-cpus"]) == scaling.SIGNERS_PER_POD
+    assert int(settings["ONCESIGN_POOL__SIGNERS"]) == scaling.LEAST_PODS * scaling.SIGNERS_PER_POD
+    assert int(settings["ONCESIGN_POOL__SIGNERS_MAX"]) == scaling.MOST_PODS * scaling.SIGNERS_PER_POD
+    assert SHRINK_AFTER_S + cluster["autoscalerOptions"]["idleTimeoutSeconds"] < scaling.DOWN_BOUND_S
 
 
 @pytest.mark.parametrize("overlay", APPLIED)

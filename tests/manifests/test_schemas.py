@@ -12,10 +12,22 @@ import yaml
 from tests.manifests import modules, schemas
 from tests.manifests.kuberay_rules import refusals
 from tests.manifests.planted import changed, policy, ray_cluster, ray_job
-from tests.manifests.rendered import JOBS, KUBERAY, OVERLAYS, Manifest, built_kustomize, job, named, render, title
+from tests.manifests.rendered import (
+    JOBS,
+    KUBERAY,
+    OVERLAYS,
+    SCALED,
+    Manifest,
+    built_kustomize,
+    job,
+    named,
+    render,
+    title,
+)
 from tests.manifests.structural import Structure
 
 pytestmark = pytest.mark.timeout(900)  # the first run downloads schemas
+APPLIED = (*OVERLAYS, SCALED)
 KUBERAY_VERSIONS = modules.versions(modules.KUBERAY)
 
 
@@ -52,19 +64,19 @@ def found_by_each(item: Manifest) -> list[str]:
     return [f"{kuberay}: {problem}" for kuberay in served() for problem in held(schemas.of_ray(item, kuberay), item)]
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", APPLIED)
 def test_ray_kinds_fit_each_version_of_kuberay(overlay: str) -> None:
     for item in render(overlay):
         if item["apiVersion"].startswith("ray.io/"):
             assert found_by_each(item) == []
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", APPLIED)
 def test_kuberay_refuses_nothing(overlay: str) -> None:
     assert [problem for item in render(overlay) for problem in refusals(item)] == []
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", APPLIED)
 def test_core_kinds_fit_kubernetes(overlay: str) -> None:
     for item in render(overlay):
         if item["apiVersion"].startswith("monitoring.coreos.com/"):
