@@ -2,7 +2,8 @@
 
 The actors on this Ray node finish what they hold: readers their batch, consumers the rounds whose batches have a key;
 a key manager gives up its lead if there is another node for it, so that the next need not wait for its lease. A pod
-that is killed instead loses nothing; the others wait a few seconds longer.
+that is killed instead loses nothing; the others wait a few seconds longer. Ray's autoscaler takes an idle node out of
+the cluster before it has the pod deleted: then there is nothing to leave.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import sys
 from typing import Final
 
+import psutil
 import ray
 
 from actors import names
@@ -26,6 +28,9 @@ from pipeline.settings import Settings
 LEAVE_TIMEOUT_S: Final = 45.0
 """Less than the pods' terminationGracePeriodSeconds, which is 60 at least."""
 
+NODE: Final = "raylet"
+"""The process that is a Ray node."""
+
 
 async def leave(settings: Settings, node: str) -> None:
     """What runs on that Ray node leaves it. Raises RuntimeFault, RayUnavailable."""
@@ -38,8 +43,15 @@ async def leave(settings: Settings, node: str) -> None:
         await ask(manager.leave.remote(node), LEAVE_TIMEOUT_S, KEY_MANAGER)
 
 
+def node_runs() -> bool:
+    """Whether a Ray node is here to leave; ray.init() would look for one for a minute."""
+    return any(process.info["name"] == NODE for process in psutil.process_iter(["name"]))
+
+
 def main() -> None:
     """Exit code 0 also when nothing could be asked: the pod ends anyway."""
+    if not node_runs():
+        return
     try:
         settings = load_settings()
         connect(settings)
