@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-BLOB_TYPE: Final = 3
+from pipeline.ethereum.batch import BLOB_TYPE
+
 HASHES_AT: Final = 10
 """Items before blob_versioned_hashes in a signed transaction (EIP-4844)."""
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pipeline.errors import NodeUnavailable
+from pipeline.ethereum.batch import BLOB_TYPE
 from pipeline.ethereum.decoding import SignedTx, decode
-from pipeline.ethereum.sidecar import BLOB_TYPE, has_blobs
+from pipeline.ethereum.sidecar import has_blobs
 from pipeline.stages.account import Answer, Reception
 from pipeline.stages.node import Receipt
 
