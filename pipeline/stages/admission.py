@@ -69,9 +69,8 @@ def cost_of(batch: Batch, rows: NDArray[np.bool_]) -> int:
     words = c.value[rows].reshape(-1, 32).view(">u4").astype(np.uint64).sum(axis=0)  # far below 2^32 rows
     values: int = sum(int(word) << (32 * (7 - at)) for at, word in enumerate(words.tolist()))
     fees = zip(c.gas_limit[rows].tolist(), c.max_fee[rows].tolist(), strict=True)
+    cost = values + sum(int(gas) * int(fee) for gas, fee in fees)
+    if not batch.blobs:
+        return cost
     blobs = zip(np.diff(extras.blob_offsets)[rows].tolist(), extras.blob_fee[rows].tolist(), strict=True)
-    return (
-        values
-        + sum(int(gas) * int(fee) for gas, fee in fees)
-        + sum(int(count) * BLOB_GAS * int(fee) for count, fee in blobs)
-    )
+    return cost + sum(int(count) * BLOB_GAS * int(fee) for count, fee in blobs)
