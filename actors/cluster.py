@@ -24,10 +24,13 @@ import psutil
 from pipeline.errors import RayUnavailable, RuntimeFault
 from pipeline.local.cache import progress
 from pipeline.local.record import ProcessRecord
-from pipeline.local.server import LOOPBACK, free_port, log_tail
+from pipeline.local.server import LOOPBACK, free_ports, log_tail
 from pipeline.settings import ENV_PREFIX
 
 START_TIMEOUT_S: Final = 90.0
+START_TRIES: Final = 3
+"""Its ports are free when they are chosen; another process may listen on one before Ray does."""
+
 STOP_TIMEOUT_S: Final = 30.0
 LOOK_S: Final = 0.2
 REPORT_EVERY_MS: Final = 15_000
@@ -70,6 +73,7 @@ def environment(token_file: str) -> dict[str, str]:
         "PYTHONFAULTHANDLER": "1",  # a crash leaves its stack, without locals, in the worker's log
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "REPORTER_UPDATE_INTERVAL_MS": str(REPORT_EVERY_MS),
+        "RAY_prestart_worker_first_driver": "0",  # workers for tasks, of which there are none
         "RAY_max_direct_call_object_size": str(INLINE_BYTES_MAX),
     }
 
@@ -109,11 +113,21 @@ def _start(data_dir: Path, cpus: int) -> Cluster:
     found = running(data_dir)
     if found is not None and _serves(found):
         return found
-    _stop(data_dir)
-    token_file = _token(data_dir)
-    ports = {name: free_port() for name in PORT_FLAGS}
     log = data_dir / "logs" / "ray.log"
-    with progress("starting Ray"), log.open("ab") as output:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    with progress("starting Ray"):
+        for _ in range(START_TRIES):
+            _stop(data_dir)
+            cluster, head = _launch(data_dir, cpus, log)
+            if _await(cluster, head, deadline_s):
+                return cluster
+    raise RuntimeFault(f"Ray does not start. Its log {log} ends with:\n    {log_tail(log)}")
+
+
+def _launch(data_dir: Path, cpus: int, log: Path) -> tuple[Cluster, subprocess.Popen[bytes]]:
+    ports = dict(zip(PORT_FLAGS, free_ports(len(PORT_FLAGS)), strict=True))
+    token_file = _token(data_dir)
+    with log.open("ab") as output:
         head = subprocess.Popen(
             _argv(_temp_dir(data_dir), ports, cpus),
             stdin=subprocess.DEVNULL,
@@ -124,15 +138,14 @@ def _start(data_dir: Path, cpus: int) -> Cluster:
             | environment(token_file),
             start_new_session=True,  # Ctrl-C in our terminal is not for Ray
         )
-        cluster = Cluster(
-            f"{LOOPBACK}:{ports['--port']}",
-            f"http://{LOOPBACK}:{ports['--dashboard-port']}",
-            token_file,
-            ProcessRecord.of(head.pid),
-        )
-        _file(data_dir).write_bytes(orjson.dumps(asdict(cluster)))
-        _await(cluster, head, log)
-    return cluster
+    cluster = Cluster(
+        f"{LOOPBACK}:{ports['--port']}",
+        f"http://{LOOPBACK}:{ports['--dashboard-port']}",
+        token_file,
+        ProcessRecord.of(head.pid),
+    )
+    _file(data_dir).write_bytes(orjson.dumps(asdict(cluster)))
+    return cluster, head
 
 
 def stop(data_dir: Path) -> bool:
@@ -174,6 +187,9 @@ PORT_FLAGS: Final = (
 )
 """Ray has a fixed default for most of these; two clusters on one machine would collide."""
 
+HEAD_WITHOUT: Final = ("--no-monitor",)
+"""The autoscaler, a process to load: there is no node that it could start."""
+
 
 def _argv(temp_dir: Path, ports: dict[str, int], cpus: int) -> list[str]:
     ray = Path(sys.executable).with_name("ray")
@@ -183,18 +199,17 @@ def _argv(temp_dir: Path, ports: dict[str, int], cpus: int) -> list[str]:
     argv += ["--min-worker-port=0", "--max-worker-port=0"]
     # It would send the workers' logs to drivers, which ours do not ask for; the dashboard reads the files itself.
     argv += ["--include-log-monitor=false"]
+    argv += HEAD_WITHOUT
     return argv + [f"{flag}={port}" for flag, port in ports.items()]
 
 
-def _await(cluster: Cluster, head: subprocess.Popen[bytes], log: Path) -> None:
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline_s:
-        if head.poll() is not None:
-            break
+def _await(cluster: Cluster, head: subprocess.Popen[bytes], deadline_s: float) -> bool:
+    """Whether it serves, rather than that it has ended, or the time is over."""
+    while time.monotonic() < deadline_s and head.poll() is None:
         if _serves(cluster):
-            return
+            return True
         time.sleep(LOOK_S)
-    raise RuntimeFault(f"Ray does not start. Its log {log} ends with:\n    {log_tail(log)}")
+    return False
 
 
 def _serves(cluster: Cluster) -> bool:

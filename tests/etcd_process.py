@@ -12,15 +12,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.local.etcd import EtcdMember
+from pipeline.local.server import free_ports
 from pipeline.settings import EtcdSettings
 
 READY_TIMEOUT_S = 30.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class EtcdProcess:
@@ -28,7 +23,8 @@ class EtcdProcess:
 
     def __init__(self, data_dir: Path, *flags: str, tls: bool = False) -> None:
         data_dir.mkdir(exist_ok=True)
-        self._member = EtcdMember(data_dir, 0, [(free_port(), free_port())])
+        client, peer = free_ports(2)
+        self._member = EtcdMember(data_dir, 0, [(client, peer)])
         self._log = data_dir / "etcd.log"
         self._flags = flags
         self._scheme = "https" if tls else "http"

@@ -15,7 +15,7 @@ import orjson
 import psutil
 
 from actors import cluster
-from pipeline.local.server import LOOPBACK, free_port, log_tail
+from pipeline.local.server import LOOPBACK, free_port, free_ports, log_tail
 
 HEAD_FLAGS: Final = ("--port", "--dashboard-port", "--ray-client-server-port")
 START_TIMEOUT_S: Final = 90.0
@@ -51,7 +51,8 @@ class Groups:
         self.dashboard = f"http://{LOOPBACK}:{dashboard}"
         port = self.address.rsplit(":", 1)[1]
         own = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-host={LOOPBACK}", "--num-cpus=0"]
-        self._start("head", ["--head", f"--ray-client-server-port={free_port()}", f"--temp-dir={self.folder}", *own])
+        own += [f"--ray-client-server-port={free_port()}"]
+        self._start("head", ["--head", *cluster.HEAD_WITHOUT, f"--temp-dir={self.folder}", *own])
         for nodes, node in enumerate(NODES, start=2):  # one after the other: at once, some of them do not start
             self.start_node(node)
             self._await(nodes)
@@ -79,7 +80,8 @@ class Groups:
             self.kill_node(node)
 
     def _start(self, name: str, arguments: list[str]) -> None:
-        ports = [f"{flag}={free_port()}" for flag in cluster.PORT_FLAGS if flag not in HEAD_FLAGS]
+        flags = [flag for flag in cluster.PORT_FLAGS if flag not in HEAD_FLAGS]
+        ports = [f"{flag}={port}" for flag, port in zip(flags, free_ports(len(flags)), strict=True)]
         argv = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--node-ip-address={LOOPBACK}"]
         argv += [f"--object-store-memory={NODE_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
         argv += ["--disable-usage-stats", *ports, *arguments]

@@ -19,10 +19,11 @@ from pipeline.assignment.manager import KeyManager
 from pipeline.assignment.records import StreamRecord
 from pipeline.clock import SystemClock
 from pipeline.errors import AmbiguousTxn, StoreUnavailable
+from pipeline.local.server import free_port
 from pipeline.ports import Assigned, Compare, Txn
 from pipeline.settings import EtcdSettings, Settings
 from pipeline.testing.ledger import TwinLedger
-from tests.etcd_process import EtcdProcess, free_port
+from tests.etcd_process import EtcdProcess
 from tests.unit.assignment_records import CHAIN, SYSTEM, A, B, address, request
 
 pytestmark = pytest.mark.integration

@@ -12,7 +12,7 @@ from ray.job_submission import JobStatus
 
 from actors import cluster
 from jobs import submission
-from pipeline.errors import NotLeader, RayUnavailable
+from pipeline.errors import NotLeader, RayUnavailable, RuntimeFault
 
 
 class _StartedError(Exception):
@@ -35,6 +35,45 @@ def test_a_head_does_not_hand_the_settings_of_its_starter_on(tmp_path: Path, mon
     assert given["HOME"] == "/home/me"
     assert not [name for name in given if name.startswith("ONCESIGN_")]
     assert (tmp_path / "logs").is_dir()  # with servers of the user's own, `up` has made none
+
+
+class Heads:
+    """In place of Ray's: each does what a line of shell says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *lives: str) -> None:
+        self.ports: list[set[str]] = []
+        self.started: list[subprocess.Popen[bytes]] = []
+        self._lives = lives
+        self._real = subprocess.Popen
+        monkeypatch.setattr(subprocess, "Popen", self._popen)
+
+    def _popen(self, argv: list[str], **more: Any) -> subprocess.Popen[bytes]:
+        self.ports.append({part.split("=")[1] for part in argv if "-port=" in part})
+        self.started.append(self._real(["sh", "-c", self._lives[len(self.started)]], **more))
+        return self.started[-1]
+
+
+def test_a_head_whose_port_was_taken_meanwhile_is_started_with_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = Heads(monkeypatch, "echo port taken; exit 1", "exec sleep 60")
+    monkeypatch.setattr(cluster, "_serves", lambda _cluster: len(heads.started) == 2)
+    started = cluster.start(tmp_path, 1)
+    assert cluster.running(tmp_path) == started
+    first, second = heads.ports
+    assert len(first) == len(second) == len(cluster.PORT_FLAGS) + 1  # and 0, for workers
+    assert cluster.stop(tmp_path)
+    for head in heads.started:
+        head.wait(10)
+    assert cluster.running(tmp_path) is None
+
+
+def test_a_head_that_never_starts_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = Heads(monkeypatch, *["echo no head; exit 1"] * cluster.START_TRIES)
+    monkeypatch.setattr(cluster, "_serves", lambda _cluster: False)
+    with pytest.raises(RuntimeFault, match="no head"):
+        cluster.start(tmp_path, 1)
+    assert len(heads.started) == cluster.START_TRIES
 
 
 def test_a_head_that_was_stopped_is_not_started_again_by_a_job_that_lost_it(tmp_path: Path) -> None:
