@@ -12,6 +12,7 @@ import ray
 
 from actors import composition
 from actors.clients import RemoteKeyManager, SignerPool
+from actors.composition import consuming
 from actors.host import StageHost, StageStatus
 from actors.metrics import TELEMETRY, publishing
 from pipeline.ethereum import validity
@@ -46,7 +47,7 @@ class BatchConsumerActor:
             worker = Worker(f"{self._name}.{os.getpid()}", composition.here(settings).node)
             self._pool = SignerPool(signers, settings.pool.batches_per_signer)
             manager = RemoteKeyManager(key_manager)
-            opened = composition.consumer(settings, self._slot, worker, manager, self._pool, TELEMETRY)
+            opened = consuming.consumer(settings, self._slot, worker, manager, self._pool, TELEMETRY)
             try:
                 async with opened as consumer:
                     self._consumer = consumer

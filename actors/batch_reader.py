@@ -9,6 +9,7 @@ import ray
 
 from actors import composition
 from actors.clients import RemoteKeyManager
+from actors.composition import reading
 from actors.host import StageHost, StageStatus
 from actors.metrics import TELEMETRY, publishing
 from pipeline.errors import StreamHalted
@@ -42,7 +43,7 @@ class BatchReaderActor:
         async def run(stop: asyncio.Event) -> None:
             self._halted.clear()
             growth, manager = Growth(TELEMETRY), RemoteKeyManager(key_manager)
-            async with composition.readers(settings, source, shards, manager, TELEMETRY) as readers:
+            async with reading.readers(settings, source, shards, manager, TELEMETRY) as readers:
                 self._readers = readers
                 async with publishing(lambda: figures.of_readers(growth, source.name, [r.count for r in readers])):
                     await asyncio.gather(*(self._read(reader, stop) for reader in readers))

@@ -8,6 +8,7 @@ import dataclasses
 import ray
 
 from actors import composition
+from actors.composition import broadcasting
 from actors.host import StageHost, StageStatus
 from pipeline.settings import Settings
 from pipeline.stages.broadcaster import Broadcaster
@@ -33,8 +34,8 @@ class BroadcasterActor:
             self._host = StageHost(NAME)
 
         async def run(stop: asyncio.Event) -> None:
-            url = composition.rpc_url(settings)
-            async with composition.broadcaster(settings, url) as broadcaster:
+            url = broadcasting.rpc_url(settings)
+            async with broadcasting.broadcaster(settings, url) as broadcaster:
                 self._broadcaster = broadcaster
                 await broadcaster.run(stop)
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import ray
 
 from actors import composition
+from actors.composition import managing
 from actors.host import StageState, StageStatus, ray_node
 from actors.metrics import TELEMETRY, publish
 from actors.names import Group, is_elsewhere
@@ -187,8 +188,8 @@ class KeyManagerActor:
                 composition.start_logging()
                 self._publishing = self._publishing or asyncio.create_task(publish(self._tell), name="metrics")
                 if self._server is None:  # before it leads: /readyz says why it does not
-                    self._server = await composition.service(self._settings, self._started)
-                self._manager = await composition.key_manager(self._settings, self._fence_lost)
+                    self._server = await managing.service(self._settings, self._started)
+                self._manager = await managing.key_manager(self._settings, self._fence_lost)
             return self._manager
 
     async def _keks(self) -> KekRing:

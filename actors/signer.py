@@ -10,6 +10,7 @@ from functools import partial
 import ray
 
 from actors import composition
+from actors.composition import signing
 from actors.host import StageState, StageStatus
 from actors.metrics import TELEMETRY, publish
 from pipeline.custody.kek_ring import KekRing
@@ -55,7 +56,7 @@ class SignerActor:
         async with self._starting:
             if self._signer is None:
                 composition.start_logging()
-                self._signer = await composition.signer(self._settings, f"{self._name}.{os.getpid()}")
+                self._signer = await signing.signer(self._settings, f"{self._name}.{os.getpid()}")
                 tell = partial(figures.of_signer, Growth(TELEMETRY), self._signer.count)
                 self._publishing = asyncio.create_task(publish(tell), name="metrics")
             return self._signer

@@ -21,6 +21,7 @@ import ray
 from actors import composition
 from actors import crew as crews
 from actors.clients import LET_GO_TIMEOUT_S, RemoteKeyManager, SignerPool, ask
+from actors.composition import sweeping
 from actors.crew import Crew
 from actors.host import StageHost, StageState, StageStatus
 from actors.key_manager import NAME as KEY_MANAGER
@@ -83,8 +84,9 @@ class SupervisorActor:
         self._told: set[str] = set()  #: signers, to all that give out batches
         self._lag = Lag()
         self._swept = SweepCount()
-        # Ray makes it anew after its node died, perhaps when no job is there to start it.
-        ray.get_runtime_context().current_actor.start.remote()
+        # Ray makes it anew after its node died, perhaps when no job is there to start it. Ray runs this method in the
+        # actor's loop, so no call has to find its way to a process that is just coming up.
+        self._starting = asyncio.create_task(self.start(), name="start")
 
     def __repr__(self) -> str:
         return NAME
@@ -199,7 +201,7 @@ class SupervisorActor:
         worker = Worker(f"sweeper.{os.getpid()}", self._settings.node)
         manager = RemoteKeyManager(self._crew.key_manager)
         try:
-            async with composition.sweeper(self._settings, worker, manager, self._signers) as sweeper:
+            async with sweeping.sweeper(self._settings, worker, manager, self._signers) as sweeper:
                 self._swept = sweeper.count
                 await sweeper.run(stop)
         finally:

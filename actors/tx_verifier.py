@@ -8,6 +8,7 @@ from functools import partial
 import ray
 
 from actors import composition
+from actors.composition import verifying
 from actors.host import StageHost, StageStatus
 from actors.metrics import TELEMETRY, publishing
 from pipeline.ethereum import validity
@@ -38,7 +39,7 @@ class TxVerifierActor:
             self._host = StageHost(self._name)
 
         async def run(stop: asyncio.Event) -> None:
-            async with composition.verifier(settings, TELEMETRY) as verifier:
+            async with verifying.verifier(settings, TELEMETRY) as verifier:
                 self._verifier = verifier
                 async with publishing(partial(figures.of_verifier, Growth(TELEMETRY), verifier.count)):
                     await verifier.run(stop)

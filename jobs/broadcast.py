@@ -69,13 +69,13 @@ def broadcast(
 
 
 async def _broadcast(settings: Settings, url: SecretStr, *, until_mined: bool) -> dict[str, Any]:
-    from actors import composition
+    from actors.composition import broadcasting
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with composition.broadcaster(settings, url) as broadcaster:
+    async with broadcasting.broadcaster(settings, url) as broadcaster:
         telling = asyncio.create_task(_tell(broadcaster))
         try:
             await broadcaster.run(stop, until_mined=until_mined)

@@ -64,12 +64,13 @@ async def examine(settings: Settings) -> Report:
     Raises ViolationFound, DependencyDown.
     """
     from actors import composition
+    from actors.composition import verifying
     from jobs.desk import signs
     from jobs.overview import read_assignments
 
     running = await signs(settings)
     published = await _has_topics(settings)
-    async with composition.verifier(settings) as verifier:
+    async with verifying.verifier(settings) as verifier:
         if running and published:
             violations = await verifier.reconcile_running()
         else:

@@ -16,13 +16,13 @@ from pipeline.stages.nonces import Comparison, Verdict, compare
 
 async def compared(settings: Settings, chain_id: int, rpc: SecretStr) -> list[Comparison]:
     """Every key of a chain that is not retired. Raises UsageError, DependencyDown."""
-    from actors import composition
+    from actors.composition import broadcasting
 
     async with etcd_view(settings) as view:
         records = [held.record for (chain, _), held in sorted(view.keys.items()) if chain == chain_id]
     keys = [key for key in records if key.state is not KeyState.RETIRED]
     ledger = PostgresLedger(settings.postgres)
-    node = composition.node(settings, rpc)
+    node = broadcasting.node(settings, rpc)
     try:
         return await compare(node, chain_id, keys, await ledger.first_nonces(chain_id))
     finally:

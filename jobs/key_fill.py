@@ -12,8 +12,9 @@ from pipeline.adapters.ledger import PostgresLedger
 from pipeline.assignment.records import KeyState
 from pipeline.clock import SystemClock
 from pipeline.errors import KeyNotInPool, UsageError
+from pipeline.fill import Fill
 from pipeline.settings import Settings
-from pipeline.stages.gap import Fill, close, gap_of
+from pipeline.stages.gap import close, gap_of
 from pipeline.stages.nonces import require_chain
 
 
@@ -21,7 +22,7 @@ async def filled(
     settings: Settings, chain_id: int, address: str, rpc: SecretStr, fee_cap: int | None
 ) -> dict[str, Any]:
     """What was closed, once it is mined. Raises OncesignError."""
-    from actors import composition
+    from actors.composition import broadcasting
 
     keks = await pool_keks(settings)
     async with etcd_view(settings) as view:
@@ -31,7 +32,7 @@ async def filled(
     if held.record.state is not KeyState.DISABLED:  # what it gives out next could change meanwhile
         raise UsageError(f"{address} is {held.record.state.value}.", hint=f"Run: oncesign keys drain {address}")
     ledger = PostgresLedger(settings.postgres)
-    node = composition.node(settings, rpc)
+    node = broadcasting.node(settings, rpc)
     key = keks.unseal(sealed, address)
     try:
         await require_chain(node, chain_id)

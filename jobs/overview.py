@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from actors import composition
+from actors.composition import managing
 from jobs.checks import outcome_counts
 from jobs.desk import etcd_view
 from jobs.output import moment
@@ -38,7 +39,7 @@ async def overview(settings: Settings) -> dict[str, Any]:
         "halted": {name: record.halted for name, record in streams.items() if record.halted},
         "rows": await composition.total(settings),
         "outcomes": await outcome_counts(settings),
-    } | spending(composition.budgets(settings), streams.values(), time.time_ns() // 1_000_000)
+    } | spending(managing.budgets(settings), streams.values(), time.time_ns() // 1_000_000)
 
 
 def spending(budgets: Mapping[str, Budget], records: Iterable[StreamRecord], now_ms: int) -> dict[str, Any]:

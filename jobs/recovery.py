@@ -58,23 +58,24 @@ def recover(
 async def rebuild(settings: Settings) -> list[Difference]:
     """Make etcd as it must be; what was changed. Raises NotLeader, DeploymentHalted, DependencyDown."""
     from actors import composition
+    from actors.composition import recovering
 
     used = await _used(settings)
     async with composition.topics(settings) as topics:
         await topics.prepare(settings.deployment, settings.sources, used)
-    async with composition.recovery(settings) as recovery:
+    async with recovering.recovery(settings) as recovery:
         return await recovery.repair()
 
 
 async def _show(settings: Settings, *, as_json: bool) -> None:
-    from actors import composition
+    from actors.composition import recovering
     from jobs.desk import leads
     from pipeline.stages.recovery import cannot
 
     if await leads(settings):
         say("a pipeline runs, or ran some seconds ago: what is under way is shown as a difference")
     settings, has_topics = await _with_topics(settings)
-    async with composition.recovery(settings) as recovery:
+    async with recovering.recovery(settings) as recovery:
         found = await recovery.look(has_topics=has_topics)
     _tell(found.differences, as_json=as_json)
     if found.problems:
@@ -141,8 +142,8 @@ async def let_go_on(settings: Settings, stream: Stream, *, from_start: bool) -> 
 
 async def _release_published(settings: Settings, stream: Stream, desk: KeyDesk) -> None:
     """A batch that is read again while it still has its assignment would be published a second time."""
-    from actors import composition
     from actors.clients import SignerPool
+    from actors.composition import sweeping
     from jobs.overview import read_assignments
     from pipeline.stages.consumer import Worker
 
@@ -150,7 +151,7 @@ async def _release_published(settings: Settings, stream: Stream, desk: KeyDesk) 
     if found:
         nobody = SignerPool({}, 0)  # nothing is signed here
         worker = Worker("recover", settings.node)
-        async with composition.sweeper(settings, worker, cast("Desk", desk), nobody) as sweeper:
+        async with sweeping.sweeper(settings, worker, cast("Desk", desk), nobody) as sweeper:
             await sweeper.release_published(found)
 
 

@@ -15,7 +15,7 @@ from sha3 import keccak_256
 from jobs.bench_kernel import eth_account_request
 from pipeline.ethereum.batch import COLUMNS, WIDE, Batch, BatchHeader
 from pipeline.ethereum.decoding import HALF_ORDER, ORDER
-from pipeline.ethereum.kernel import SignedColumns
+from pipeline.ethereum.signed import SignedColumns
 from pipeline.stream import Cursor, Stream
 
 Row = dict[str, Any]

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from actors import composition
+from actors.composition import consuming, managing, reading, sweeping
 from pipeline.adapters.etcd import EtcdStore
 from pipeline.adapters.ledger import PostgresLedger
 from pipeline.assignment.manager import KeyManager
@@ -102,7 +103,7 @@ async def running(settings: Settings, kek: Kek | KekRing, keys: int = 4) -> Asyn
         stack.push_async_callback(store.close)
         ledger = PostgresLedger(settings.postgres)
         stack.push_async_callback(ledger.close)
-        manager = Manager(store, ledger, CLOCK, settings, budgets=composition.budgets(settings))
+        manager = Manager(store, ledger, CLOCK, settings, budgets=managing.budgets(settings))
         await manager.start()
         stack.push_async_callback(manager.stop)
         if not await manager.list_keys():
@@ -111,11 +112,11 @@ async def running(settings: Settings, kek: Kek | KekRing, keys: int = 4) -> Asyn
         await composition.prepare(settings, manager, admin)
         signers = OneSigner(Signer("signer-0", ledger, kek, NativeKernel(), CLOCK, settings.signing))
         [place] = composition.reader_places(settings)
-        readers = await stack.enter_async_context(composition.readers(settings, place.source, place.shards, manager))
+        readers = await stack.enter_async_context(reading.readers(settings, place.source, place.shards, manager))
         worker = Worker("consumer-0.1", "here")
-        consumer = await stack.enter_async_context(composition.consumer(settings, 0, worker, manager, signers))
+        consumer = await stack.enter_async_context(consuming.consumer(settings, 0, worker, manager, signers))
         sweeper = await stack.enter_async_context(
-            composition.sweeper(settings, Worker("sweeper.1", "here"), manager, signers)
+            sweeping.sweeper(settings, Worker("sweeper.1", "here"), manager, signers)
         )
         run = Run(settings, manager, consumer, sweeper, readers, signers)
         stop = asyncio.Event()

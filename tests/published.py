@@ -13,9 +13,8 @@ from pipeline.clock import SystemClock
 from pipeline.custody.generation import address_of
 from pipeline.ethereum import kernel
 from pipeline.ethereum.batch import Batch, BatchHeader
-from pipeline.ethereum.kernel import SignedColumns
 from pipeline.ethereum.signed import COLUMNS as SIGNED_COLUMNS
-from pipeline.ethereum.signed import SignedHeader, SignedRecord
+from pipeline.ethereum.signed import SignedColumns, SignedHeader, SignedRecord
 from pipeline.ethereum.validity import judge
 from pipeline.ports import Clock, LedgerEntry
 from pipeline.settings import SourceSettings

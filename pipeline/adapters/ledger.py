@@ -13,9 +13,9 @@ from pipeline.adapters.postgres import Database
 from pipeline.assignment.archive import KeptKey
 from pipeline.effects import Effect, effect
 from pipeline.errors import DatabaseUnavailable, FillRefused, LedgerRefused
+from pipeline.fill import Fill
 from pipeline.ports import LedgerEntry
 from pipeline.settings import PostgresSettings
-from pipeline.stages.gap import Fill
 from pipeline.stream import Stream
 
 RECORD: Final = """

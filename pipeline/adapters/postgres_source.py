@@ -22,7 +22,7 @@ from pipeline.adapters.source_shape import check_shape
 from pipeline.effects import Effect, effect
 from pipeline.errors import DatabaseUnavailable, OncesignError
 from pipeline.ethereum.rows import batch_columns
-from pipeline.ethereum.validity import DATA_MAX_BYTES
+from pipeline.ethereum.rules import DATA_MAX_BYTES
 from pipeline.settings import PostgresSettings, SourceSettings
 from pipeline.stream import Cursor
 

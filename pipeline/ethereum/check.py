@@ -11,7 +11,7 @@ from pipeline.errors import MalformedBatch, SigningRefused
 from pipeline.ethereum.batch import Batch
 from pipeline.ethereum.columns import Columns, Extras
 from pipeline.ethereum.decoding import Authorizations, SignedTx, decode
-from pipeline.ethereum.kernel import SignedColumns
+from pipeline.ethereum.signed import SignedColumns
 
 SEED_DIGITS: Final = 16
 

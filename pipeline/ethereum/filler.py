@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from pipeline.errors import SigningRefused
 from pipeline.ethereum import kernel
 from pipeline.ethereum.batch import COLUMNS, Batch, BatchHeader
-from pipeline.ethereum.kernel import SignedColumns
-from pipeline.ethereum.signed import with_fillers
-from pipeline.ethereum.validity import TX_GAS
+from pipeline.ethereum.rules import TX_GAS
+from pipeline.ethereum.signed import SignedColumns, with_fillers
 from pipeline.stream import START, Stream
 
 

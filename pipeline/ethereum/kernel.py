@@ -18,7 +18,6 @@ rows gets first_nonce + k. It does not check its own work: ethereum.check does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -42,6 +41,7 @@ from pipeline.ethereum.rlp import (
     put_words,
 )
 from pipeline.ethereum.secp256k1 import LIBRARY, SIGNATURE_STRUCT_BYTES, sign_hash
+from pipeline.ethereum.signed import SignedColumns
 from pipeline.ethereum.validity import judge
 
 SECRET_BYTES: Final = 32
@@ -53,26 +53,6 @@ TAIL_BYTES: Final = 80  # v of up to 9 bytes, r and s of up to 33
 FIELDS_BYTES: Final = 128  # six scalars of up to 9 bytes, an address, the value, the headers of data and two lists
 ENTRY_BYTES: Final = 32  # an address and two list headers of up to 5 bytes
 AUTHORIZATION_BYTES: Final = 112  # a list header of 2 bytes, two scalars of up to 9, one of 2, an address, r and s
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SignedColumns:
-    """k signed rows. A row whose `tx_id_valid` is 0 is a filler that closes the nonce of a row that failed to sign."""
-
-    tx_id: NDArray[np.int64]  #: (k,)
-    tx_id_valid: U8  #: (k,)
-    nonce: NDArray[np.uint64]  #: (k,)
-    hashes: U8  #: (k, 32)
-    raw_offsets: NDArray[np.int32]  #: (k + 1,)
-    raw: U8  #: (raw_offsets[k],)
-    failed: U8  #: (k,) 1 = libsecp256k1 gave no signature, and the row holds no bytes
-
-    @classmethod
-    def empty(cls) -> SignedColumns:
-        """Of a batch without a signable row."""
-        none = np.zeros(0, np.uint8)
-        zero = np.zeros(1, np.int32)
-        return cls(np.zeros(0, np.int64), none, np.zeros(0, np.uint64), none.reshape(0, 32), zero, none, none)
 
 
 class _Work(NamedTuple):

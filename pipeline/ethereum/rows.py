@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from pipeline.ethereum.batch import ACCESS_LIST, AUTHORIZATION, BLOB_TYPE, SET_CODE_TYPE, WIDE
 from pipeline.ethereum.columns import U8, Array
-from pipeline.ethereum.compiled import compiled
 from pipeline.ethereum.reasons import Reason
-from pipeline.ethereum.validity import DATA_MAX_BYTES
+from pipeline.ethereum.rules import DATA_MAX_BYTES
 
 T = TypeVar("T")
 
@@ -146,6 +145,13 @@ def _bigint(array: Array, low: int, high: int) -> tuple[NDArray[np.int64], NDArr
     return np.where(ok, numbers, 0), ok
 
 
+def parser() -> Callable[[Any, Any, Any, Any], None]:
+    """Of decimal numbers. It loads numba, a quarter of a second that processes without rows should not spend."""
+    from pipeline.ethereum.decimals import parse  # noqa: PLC0415
+
+    return parse
+
+
 def _scalars(text: Array) -> tuple[U8, NDArray[np.bool_]]:
     """Decimal text → 32 big-endian bytes, and whether it is a whole number below 2^256."""
     if len(text) == 0:
@@ -156,7 +162,7 @@ def _scalars(text: Array) -> tuple[U8, NDArray[np.bool_]]:
     digits = np.frombuffer(body, np.uint8) if body is not None and body.size else np.zeros(1, np.uint8)
     out = np.zeros((len(strings), KEY_BYTES), np.uint8)
     ok = np.zeros(len(strings), np.uint8)
-    _parse(offsets, digits, out, ok)
+    parser()(offsets, digits, out, ok)
     return out, ok == 1
 
 
@@ -165,35 +171,6 @@ def _u64(text: Array) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     fits = ok & ~wide[:, :24].any(axis=1)
     low: NDArray[np.uint64] = np.ascontiguousarray(wide[:, 24:]).view(">u8").reshape(-1).astype(np.uint64)
     return np.where(fits, low, np.uint64(0)), fits
-
-
-@compiled
-def _push(limbs: Any, digit: Any) -> Any:
-    """Times ten plus the ASCII digit; whether it is a digit, and the result below 2^256."""
-    if digit < 48 or digit > 57:
-        return False
-    carry = np.uint64(digit - 48)
-    for limb in range(8):
-        word = limbs[limb] * np.uint64(10) + carry
-        limbs[limb] = word & np.uint64(0xFFFFFFFF)
-        carry = word >> np.uint64(32)
-    return carry == np.uint64(0)
-
-
-@compiled
-def _parse(offsets: Any, digits: Any, out: Any, ok: Any) -> None:
-    """Schoolbook: eight 32-bit limbs, times ten plus the digit; a carry out of the last limb is 2^256 or more."""
-    limbs = np.zeros(8, np.uint64)
-    for row in range(len(ok)):
-        limbs[:] = 0
-        good = offsets[row + 1] > offsets[row]
-        for i in range(offsets[row], offsets[row + 1]):
-            good = good and _push(limbs, digits[i])
-        if good:
-            ok[row] = 1
-            for limb in range(8):
-                for byte in range(4):
-                    out[row, 31 - 4 * limb - byte] = (limbs[limb] >> np.uint64(8 * byte)) & np.uint64(0xFF)
 
 
 def _fee(array: Array) -> tuple[NDArray[np.uint64], NDArray[np.bool_], NDArray[np.bool_]]:

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.errors import MalformedBatch
+from pipeline.ethereum.columns import U8
 from pipeline.ethereum.ipc import read_fields, read_ipc, write_ipc
-from pipeline.ethereum.kernel import SignedColumns
 from pipeline.stream import Stream
 
 CODEC: Final = 1
@@ -23,6 +24,26 @@ _FIELDS: Final[list[pa.Field[Any]]] = [
 ]
 
 COLUMNS: Final = pa.schema(_FIELDS)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SignedColumns:
+    """k signed rows. A row whose `tx_id_valid` is 0 is a filler that closes the nonce of a row that failed to sign."""
+
+    tx_id: NDArray[np.int64]  #: (k,)
+    tx_id_valid: U8  #: (k,)
+    nonce: NDArray[np.uint64]  #: (k,)
+    hashes: U8  #: (k, 32)
+    raw_offsets: NDArray[np.int32]  #: (k + 1,)
+    raw: U8  #: (raw_offsets[k],)
+    failed: U8  #: (k,) 1 = libsecp256k1 gave no signature, and the row holds no bytes
+
+    @classmethod
+    def empty(cls) -> SignedColumns:
+        """Of a batch without a signable row."""
+        none = np.zeros(0, np.uint8)
+        zero = np.zeros(1, np.int32)
+        return cls(np.zeros(0, np.int64), none, np.zeros(0, np.uint64), none.reshape(0, 32), zero, none, none)
 
 
 @dataclass(frozen=True, slots=True)

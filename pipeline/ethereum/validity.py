@@ -1,8 +1,8 @@
 """Which rows can be signed: rules that depend on the batch alone, so that every process comes to the same answer.
 
 The version of the rules is pinned in the assignment: RULES_VERSION for a narrow batch, in which blob and set-code
-transactions are unknown, WIDE_RULES_VERSION for a wide one. A change of any rule is a new version; old assignments keep
-theirs.
+transactions are unknown, WIDE_RULES_VERSION for a wide one (pipeline.ethereum.rules). A change of any rule is a new
+version; old assignments keep theirs.
 """
 
 from __future__ import annotations
@@ -15,34 +15,31 @@ from pipeline.ethereum.batch import BLOB_TYPE, SET_CODE_TYPE, Batch, specimen
 from pipeline.ethereum.columns import U8
 from pipeline.ethereum.compiled import compiled
 from pipeline.ethereum.reasons import Reason
+from pipeline.ethereum.rules import (
+    ADDRESS_GAS,
+    AUTHORIZATION_GAS,
+    AUTHORIZATION_NONCE_END,
+    BLOB_GAS,
+    BLOB_HASH_VERSION,
+    BLOBS_MAX,
+    CREATE_GAS,
+    DATA_MAX_BYTES,
+    FLOOR_TOKEN_GAS,
+    GAS_LIMIT_BITS,
+    INIT_CODE_MAX_BYTES,
+    INIT_WORD_GAS,
+    NONZERO_BYTE_GAS,
+    ORDER,
+    RULES_VERSION,
+    STORAGE_KEY_GAS,
+    TOKENS_PER_NONZERO_BYTE,
+    TX_GAS,
+    WIDE_RULES_VERSION,
+    ZERO_BYTE_GAS,
+)
 
-RULES_VERSION: Final = 1
-WIDE_RULES_VERSION: Final = 2
-
-TX_GAS: Final = 21_000  # Yellow Paper, G_transaction
-CREATE_GAS: Final = 32_000  # G_txcreate, EIP-2
-ZERO_BYTE_GAS: Final = 4
-NONZERO_BYTE_GAS: Final = 16  # EIP-2028
-INIT_WORD_GAS: Final = 2  # EIP-3860
-ADDRESS_GAS: Final = 2_400  # EIP-2930
-STORAGE_KEY_GAS: Final = 1_900  # EIP-2930
-AUTHORIZATION_GAS: Final = 25_000  # PER_EMPTY_ACCOUNT_COST, EIP-7702
-FLOOR_TOKEN_GAS: Final = 10  # EIP-7623
-TOKENS_PER_NONZERO_BYTE: Final = 4  # EIP-7623
-INIT_CODE_MAX_BYTES: Final = 49_152  # EIP-3860
-DATA_MAX_BYTES: Final = 131_072
-"""go-ethereum's pool takes transactions of up to 128 KiB; this bounds the data alone, so a few bytes less may still be
-too much for it."""
-GAS_LIMIT_BITS: Final = 63
-"""What fits the signed 64-bit integers of nodes' databases and explorers."""
-BLOBS_MAX: Final = 6  # of a transaction, EIP-7594
-BLOB_GAS: Final = 131_072  # EIP-4844
-BLOB_HASH_VERSION: Final = 1  # first byte of a blob's hash, EIP-4844
-ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-"""Of the curve secp256k1."""
 R_END: Final[U8] = np.frombuffer(ORDER.to_bytes(32, "big"), np.uint8)
 S_END: Final[U8] = np.frombuffer((ORDER // 2 + 1).to_bytes(32, "big"), np.uint8)  # EIP-2
-AUTHORIZATION_NONCE_END: Final = 2**64 - 1  # EIP-2681
 
 OK: Final = int(Reason.SIGNABLE)
 CHAIN: Final = int(Reason.CHAIN_ID_MISMATCH)

@@ -12,7 +12,7 @@ from pydantic import SecretBytes
 from pipeline.custody.kek_ring import KekRing
 from pipeline.custody.keystore import open_keystore
 from pipeline.errors import SecretFileError
-from pipeline.ethereum.validity import RULES_VERSION, WIDE_RULES_VERSION
+from pipeline.ethereum.rules import RULES_VERSION, WIDE_RULES_VERSION
 from pipeline.ports import Assigned, AssignReply, AssignRequest, Published, Refused, Waiting
 from pipeline.service import body
 from pipeline.service.desk import Leading

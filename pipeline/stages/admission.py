@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import MalformedBatch
 from pipeline.ethereum.batch import Batch
-from pipeline.ethereum.validity import BLOB_GAS, judge, rules_version
+from pipeline.ethereum.rules import BLOB_GAS
+from pipeline.ethereum.validity import judge, rules_version
 from pipeline.ports import AssignRequest, Message
 from pipeline.stream import Stream
 

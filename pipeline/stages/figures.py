@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import telemetry as t
-from pipeline.stages.consumer import ConsumerCount
-from pipeline.stages.reader import ReaderCount
-from pipeline.stages.signer import SignerCount
-from pipeline.stages.sweeper import SweepCount
-from pipeline.stages.verifier import VerifierCount
+
+if TYPE_CHECKING:  # the stage of one process should not load those of the others
+    from pipeline.stages.consumer import ConsumerCount
+    from pipeline.stages.reader import ReaderCount
+    from pipeline.stages.signer import SignerCount
+    from pipeline.stages.sweeper import SweepCount
+    from pipeline.stages.verifier import VerifierCount
 
 
 def of_readers(growth: t.Growth, source: str, counts: Iterable[ReaderCount]) -> None:

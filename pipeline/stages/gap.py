@@ -8,12 +8,12 @@ no batch can ever have one of these nonces.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pipeline.custody.unsealed import UnsealedKey
 from pipeline.errors import NonceMismatch, NotMined
 from pipeline.ethereum.filler import transfers_to_self
+from pipeline.fill import Fill
 from pipeline.ports import Clock
 from pipeline.stages.account import Answer, Reception
 from pipeline.stages.nonces import CountingNode
@@ -23,23 +23,6 @@ FILLS_MAX: Final = 1_000
 
 MINED_WITHIN_S: Final = 120.0
 LOOK_S: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Fill:
-    """Nonces [first_nonce, first_nonce + count) of a sender, and the fees in wei per gas with which they are closed."""
-
-    chain_id: int
-    sender: str
-    first_nonce: int
-    count: int
-    fee_cap: int
-    priority_fee: int
-
-    @property
-    def end(self) -> int:
-        """The first nonce after it."""
-        return self.first_nonce + self.count
 
 
 class FillLedger(Protocol):

@@ -19,8 +19,9 @@ from pipeline.ethereum.policy import Policy
 from pipeline.ethereum.reasons import OF_SENDER, Reason
 from pipeline.ethereum.rejected import Rejection
 from pipeline.ethereum.rows import needs_wide
+from pipeline.ethereum.rules import RULES_VERSION, WIDE_RULES_VERSION
 from pipeline.ethereum.signed import SignedHeader, SignedRecord
-from pipeline.ethereum.validity import RULES_VERSION, WIDE_RULES_VERSION, judge
+from pipeline.ethereum.validity import judge
 from pipeline.ports import LedgerEntry, Outcome, Place
 from pipeline.stages.violation import Violation, ViolationKind
 from pipeline.stream import SOURCE_NAME, START, Cursor, Stream

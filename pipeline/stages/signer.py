@@ -24,10 +24,9 @@ from pipeline.ethereum.batch import Batch
 from pipeline.ethereum.check import check, sample_rows
 from pipeline.ethereum.columns import U8
 from pipeline.ethereum.filler import fill
-from pipeline.ethereum.kernel import SignedColumns
 from pipeline.ethereum.reasons import OF_SENDER, Reason
 from pipeline.ethereum.rejected import Rejection
-from pipeline.ethereum.signed import SignedHeader, SignedRecord
+from pipeline.ethereum.signed import SignedColumns, SignedHeader, SignedRecord
 from pipeline.ethereum.validity import explain, judge, rules_version
 from pipeline.ports import Assigned, Clock, Ledger, LedgerEntry, SignedBatch
 from pipeline.settings import SigningSettings

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pipeline.assignment.archive import KeptKey
 from pipeline.assignment.view import GENERATION_SHIFT
 from pipeline.errors import DatabaseUnavailable, FillRefused, LedgerRefused
+from pipeline.fill import Fill
 from pipeline.ports import LedgerEntry
-from pipeline.stages.gap import Fill
 from pipeline.stream import Stream
 from pipeline.testing.database import Database
 

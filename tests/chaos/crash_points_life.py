@@ -28,6 +28,7 @@ import psycopg
 from pydantic import SecretStr
 
 from actors import composition
+from actors.composition import consuming, managing, reading, signing, sweeping, verifying
 from jobs.chaos.evidence import breaches
 from jobs.recovery import rebuild
 from pipeline import effects
@@ -232,7 +233,7 @@ class Life:
         born_s = time.monotonic()
         make_source(self.settings.postgres)
         with as_client("key-manager"):
-            manager = await composition.key_manager(self.settings, lambda: None)
+            manager = await managing.key_manager(self.settings, lambda: None)
         try:
             desk = Desk(manager)
             await self._prepare(manager, desk)
@@ -259,24 +260,24 @@ class Life:
     async def _start(self, desk: Desk) -> None:
         settings = self.settings
         with as_client("signer"):
-            signers = OneSigner(await composition.signer(settings, "signer-0"))
+            signers = OneSigner(await signing.signer(settings, "signer-0"))
         [place] = composition.reader_places(settings)
 
         async def read() -> None:
-            async with composition.readers(settings, place.source, place.shards, desk) as readers:
+            async with reading.readers(settings, place.source, place.shards, desk) as readers:
                 await asyncio.gather(*(reader.run(self.stop) for reader in readers))
 
         async def consume() -> None:
             worker = Worker("consumer-0.1", NODE)
-            async with composition.consumer(settings, 0, worker, desk, signers) as consumer:
+            async with consuming.consumer(settings, 0, worker, desk, signers) as consumer:
                 await consumer.run(self.stop)
 
         async def sweep() -> None:
-            async with composition.sweeper(settings, Worker("sweeper.1", NODE), desk, signers) as sweeper:
+            async with sweeping.sweeper(settings, Worker("sweeper.1", NODE), desk, signers) as sweeper:
                 await sweeper.run(self.stop)
 
         async def verify() -> None:
-            async with composition.verifier(settings) as verifier:
+            async with verifying.verifier(settings) as verifier:
                 await verifier.run(self.stop)
 
         self._spawn("desk", load(settings))
@@ -344,7 +345,7 @@ def count(settings: Settings, query: str) -> int:
 
 async def check(settings: Settings) -> list[str]:
     """Every breach of the invariants that can be seen at rest, by the verifier and by the one checker."""
-    async with composition.verifier(settings) as verifier:
+    async with verifying.verifier(settings) as verifier:
         await verifier.catch_up()
         found = await verifier.reconcile()
     return await breaches(settings, [str(violation) for violation in found])

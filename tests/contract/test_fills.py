@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.adapters.ledger import PostgresLedger
 from pipeline.errors import DatabaseUnavailable, FillRefused, LedgerRefused
+from pipeline.fill import Fill
 from pipeline.ports import LedgerEntry
-from pipeline.stages.gap import Fill
 from pipeline.stream import Stream
 from pipeline.testing.ledger import TwinLedger
 

@@ -25,7 +25,8 @@ from pipeline.assignment.records import Assignment
 from pipeline.clock import SystemClock
 from pipeline.custody.sealing import Kek
 from pipeline.ethereum.batch import Batch
-from pipeline.ethereum.validity import RULES_VERSION, judge
+from pipeline.ethereum.rules import RULES_VERSION
+from pipeline.ethereum.validity import judge
 from pipeline.ports import Assigned
 from pipeline.settings import PostgresSettings, SigningSettings
 from pipeline.stages.signer import NativeKernel, Signer

@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from actors import composition
+from actors.composition import verifying
 from pipeline.adapters.postgres import connection_string
 from pipeline.custody.sealing import Kek
 from pipeline.settings import ReaderSettings, Settings, SourceSettings
@@ -80,7 +80,7 @@ async def signed(settings: Settings) -> list[str]:
     async with running(settings, Kek.load(settings.kek_path), KEYS) as run:
         await run.until(ROWS, timeout_s=120)
         keys = [key.address for key in await run.manager.list_keys()]
-    async with composition.verifier(settings) as verifier:
+    async with verifying.verifier(settings) as verifier:
         await verifier.catch_up()
         assert await verifier.reconcile() == []
     return keys

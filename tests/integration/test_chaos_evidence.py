@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from confluent_kafka import Producer
 
-from actors import composition
+from actors.composition import verifying
 from jobs.chaos.evidence import breaches
 from pipeline.adapters.batch_log import KafkaBatchLog
 from pipeline.adapters.etcd import EtcdStore
@@ -31,7 +31,7 @@ async def settings(deployed: Settings) -> Settings:
     stock(made, ROWS, invalid=0.05)
     async with running(made, KEK) as run:
         await run.until(ROWS)
-    async with composition.verifier(made) as verifier:
+    async with verifying.verifier(made) as verifier:
         await verifier.catch_up()
         assert await verifier.reconcile() == []
     return made

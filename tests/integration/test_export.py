@@ -22,7 +22,7 @@ from eth_account import Account
 from hexbytes import HexBytes
 from pyarrow import parquet
 
-from actors import composition
+from actors.composition import verifying
 from pipeline.adapters.kafka import client_config
 from pipeline.adapters.postgres import connection_string
 from pipeline.custody.sealing import Kek
@@ -55,7 +55,7 @@ def settings(deployed_for_all: Settings) -> Settings:
 async def signed_and_verified(settings: Settings) -> None:
     async with running(settings, KEK, keys=3) as run:
         await run.until(ROWS)
-    async with composition.verifier(settings) as verifier:
+    async with verifying.verifier(settings) as verifier:
         await verifier.catch_up()
         assert await verifier.reconcile() == []
 

@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from pydantic import SecretStr
 
 from actors import composition
+from actors.composition import verifying
 from jobs.recovery import let_go_on
 from pipeline.adapters.batch_log import KafkaBatchLog
 from pipeline.adapters.etcd import EtcdStore
@@ -46,7 +47,7 @@ def settings(deployed: Settings) -> Settings:
 
 
 async def violations(settings: Settings) -> set[ViolationKind]:
-    async with composition.verifier(settings) as verifier:
+    async with verifying.verifier(settings) as verifier:
         await verifier.catch_up()
         return {violation.kind for violation in await verifier.reconcile()}
 

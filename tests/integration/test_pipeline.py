@@ -7,7 +7,7 @@ import asyncio
 import psycopg
 import pytest
 
-from actors import composition
+from actors.composition import verifying
 from pipeline.adapters.postgres import connection_string
 from pipeline.assignment.records import KeyState, StreamRecord
 from pipeline.custody.sealing import Kek
@@ -31,7 +31,7 @@ def settings(deployed: Settings) -> Settings:
 
 async def verified(settings: Settings) -> dict[str, int]:
     """Counts after a full verification that found nothing wrong."""
-    async with composition.verifier(settings) as verifier:
+    async with verifying.verifier(settings) as verifier:
         await verifier.catch_up()
         assert await verifier.reconcile() == []
         return {"signed": verifier.count.signed, "rejected": verifier.count.rejected}
@@ -113,7 +113,7 @@ async def test_a_planted_violation_is_found(settings: Settings) -> None:
         connection.execute("ALTER TABLE transactions DISABLE TRIGGER ALL")
         connection.execute("UPDATE transactions SET value = value + 1 WHERE id = 7")
         connection.execute("INSERT INTO transactions (chain_id, gas_limit, max_fee_per_gas) VALUES (1, 21000, 1)")
-    async with composition.verifier(settings) as verifier:
+    async with verifying.verifier(settings) as verifier:
         await verifier.catch_up()
         kinds = {violation.kind for violation in await verifier.reconcile()}
     assert kinds == {ViolationKind.CHANGED_FIELD, ViolationKind.ROW_WITHOUT_OUTCOME}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from actors import composition
+from actors.composition import verifying
 from pipeline.adapters.etcd import EtcdStore
 from pipeline.adapters.ledger import PostgresLedger
 from pipeline.assignment.paths import Paths
@@ -95,7 +95,7 @@ async def held(settings: Settings) -> list[KeyValue]:
 
 
 async def violations(settings: Settings) -> list[Violation]:
-    async with composition.verifier(settings) as verifier:
+    async with verifying.verifier(settings) as verifier:
         await verifier.catch_up()
         return await verifier.reconcile()
 

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from actors import composition
+from actors.composition import verifying
 from pipeline import tracing
 from pipeline.custody.sealing import Kek
 from pipeline.local.server import LOOPBACK
@@ -48,7 +48,7 @@ async def signed_and_verified(settings: Settings) -> None:
     stock(settings, ROWS, invalid=0.1)
     async with running(settings, Kek.load(settings.kek_path)) as run:
         await run.until(ROWS)
-    async with composition.verifier(settings) as verifier:
+    async with verifying.verifier(settings) as verifier:
         await verifier.catch_up()
         assert await verifier.reconcile() == []
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from pipeline.custody.generation import address_of
 from pipeline.ethereum import kernel
-from pipeline.ethereum.kernel import SignedColumns
-from pipeline.ethereum.signed import SignedHeader, SignedRecord
+from pipeline.ethereum.signed import SignedColumns, SignedHeader, SignedRecord
 from pipeline.ports import LedgerEntry, Place
 from pipeline.settings import BroadcastSettings, SourceSettings
 from pipeline.stages.broadcaster import Broadcaster, BroadcasterPorts

@@ -21,9 +21,8 @@ from pipeline.custody.unsealed import UnsealedKey
 from pipeline.errors import OncesignError, ProducerFenced
 from pipeline.ethereum import kernel
 from pipeline.ethereum.batch import Batch
-from pipeline.ethereum.kernel import SignedColumns
 from pipeline.ethereum.policy import Policy
-from pipeline.ethereum.signed import SignedRecord
+from pipeline.ethereum.signed import SignedColumns, SignedRecord
 from pipeline.ports import Assigned, AssignReply, AssignRequest, Message, SignedBatch
 from pipeline.settings import PoolSettings, ReaderSettings, Settings, SigningSettings
 from pipeline.stages.admission import Admission

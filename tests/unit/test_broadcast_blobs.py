@@ -8,8 +8,8 @@ from eth_account import Account
 from sha3 import keccak_256
 
 from pipeline.custody.generation import address_of
-from pipeline.ethereum.kernel import SignedColumns
 from pipeline.ethereum.sidecar import Blob, network_bytes, network_form, versioned_hash
+from pipeline.ethereum.signed import SignedColumns
 from pipeline.settings import BroadcastSettings
 from pipeline.stages.account import BLOBS_RESEND_FACTOR
 from pipeline.stages.request import SEND_BYTES_MAX

@@ -12,8 +12,9 @@ from pipeline.custody.generation import address_of
 from pipeline.custody.unsealed import UnsealedKey
 from pipeline.errors import FillRefused, NonceMismatch, NotMined
 from pipeline.ethereum.decoding import decode
+from pipeline.fill import Fill
 from pipeline.stages.account import Answer, Reception
-from pipeline.stages.gap import FILLS_MAX, Fill, close, gap_of
+from pipeline.stages.gap import FILLS_MAX, close, gap_of
 from pipeline.testing.clock import TwinClock
 from pipeline.testing.ledger import TwinLedger
 

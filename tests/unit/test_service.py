@@ -14,7 +14,7 @@ from eth_keyfile.keyfile import create_keyfile_json
 
 from pipeline.assignment.budget import Budget
 from pipeline.custody.generation import address_of, new_secret
-from pipeline.ethereum.validity import WIDE_RULES_VERSION
+from pipeline.ethereum.rules import WIDE_RULES_VERSION
 from pipeline.service import idempotency
 from tests.unit.assignment_records import CHAIN, A, B, request
 from tests.unit.service_world import WORKER, Office, asking, batch, first, opened, until_queued

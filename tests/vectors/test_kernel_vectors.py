@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from jobs.bench_kernel import mixed_rows
 from pipeline.ethereum.decoding import HALF_ORDER, decode
-from pipeline.ethereum.kernel import SignedColumns, sign
+from pipeline.ethereum.kernel import sign
+from pipeline.ethereum.signed import SignedColumns
 from tests import ethereum_rows as rows_
 
 EIP_155_EXAMPLE = (

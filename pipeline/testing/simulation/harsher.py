@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline.assignment.manager import KeyManager
 from pipeline.custody.unsealed import UnsealedKey
 from pipeline.ethereum.batch import Batch
-from pipeline.ethereum.kernel import SignedColumns
+from pipeline.ethereum.signed import SignedColumns
 from pipeline.ports import Assigned, AssignReply, AssignRequest, Waiting
 from pipeline.stages.signer import Signer
 from pipeline.testing.broker import REQUEST_TIMEOUT_S, Broker

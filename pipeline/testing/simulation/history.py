@@ -13,7 +13,7 @@ from pipeline.assignment.paths import Paths
 from pipeline.assignment.records import Assignment
 from pipeline.custody.unsealed import UnsealedKey
 from pipeline.ethereum.batch import Batch
-from pipeline.ethereum.kernel import SignedColumns
+from pipeline.ethereum.signed import SignedColumns
 from pipeline.ports import Txn, TxnResult
 from pipeline.testing.invariants import Lent, Signature
 from pipeline.testing.simulation.memory import RememberingKernel

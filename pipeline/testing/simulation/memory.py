@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from pipeline.custody.unsealed import UnsealedKey
 from pipeline.ethereum import check, kernel
 from pipeline.ethereum.batch import Batch
-from pipeline.ethereum.kernel import SignedColumns
-from pipeline.ethereum.signed import SignedRecord
+from pipeline.ethereum.signed import SignedColumns, SignedRecord
 from pipeline.settings import ReaderSettings
 from pipeline.stages import admission, inspection, reader, signer, verifier
 

@@ -12,8 +12,8 @@ from pipeline.ethereum.batch import Batch
 from pipeline.ethereum.check import check, sample_rows
 from pipeline.ethereum.decoding import ORDER, decode
 from pipeline.ethereum.filler import fill
-from pipeline.ethereum.kernel import SignedColumns, sign
-from pipeline.ethereum.signed import SignedRecord
+from pipeline.ethereum.kernel import sign
+from pipeline.ethereum.signed import SignedColumns, SignedRecord
 from tests import ethereum_rows as rows_
 from tests.unit.ethereum.test_signed import HEADER
 

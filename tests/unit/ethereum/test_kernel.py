@@ -9,6 +9,7 @@ import pytest
 
 from jobs.bench_kernel import mixed_rows
 from pipeline.ethereum import kernel
+from pipeline.ethereum.signed import SignedColumns
 from tests import ethereum_rows as rows_
 
 COUNT = 100
@@ -21,7 +22,7 @@ def test_the_copy_of_the_key_is_zeroed(monkeypatch: pytest.MonkeyPatch, *, fails
     during: list[bytes] = []
     real = kernel._sign
 
-    def watched(*args: Any) -> kernel.SignedColumns:
+    def watched(*args: Any) -> SignedColumns:
         seen.append(args[2])
         during.append(args[2].tobytes())
         if fails:
@@ -47,7 +48,7 @@ def test_any_bytes_are_a_key(kind: Any) -> None:
 
 def test_the_key_is_not_in_what_comes_out() -> None:
     signed = kernel.sign(rows_.batch(mixed_rows(COUNT)), EVERY, rows_.SECRET, 0)
-    for name in kernel.SignedColumns.__slots__:
+    for name in SignedColumns.__slots__:
         assert rows_.SECRET not in getattr(signed, name).tobytes()
 
 

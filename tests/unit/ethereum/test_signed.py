@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from jobs.bench_kernel import mixed_rows
 from pipeline.errors import MalformedBatch
 from pipeline.ethereum.ipc import read_ipc, write_ipc
-from pipeline.ethereum.kernel import SignedColumns, sign
+from pipeline.ethereum.kernel import sign
 from pipeline.ethereum.rejected import Rejection
-from pipeline.ethereum.signed import SignedHeader, SignedRecord, header_of
+from pipeline.ethereum.signed import SignedColumns, SignedHeader, SignedRecord, header_of
 from pipeline.stream import Stream
 from tests import ethereum_rows as rows_
 

@@ -11,14 +11,8 @@ from hypothesis import strategies as st
 from pipeline.ethereum.decoding import HALF_ORDER, ORDER
 from pipeline.ethereum.policy import CODES
 from pipeline.ethereum.reasons import OF_SENDER, Reason
-from pipeline.ethereum.validity import (
-    RULES_VERSION,
-    WIDE_RULES_VERSION,
-    explain,
-    intrinsic_gas,
-    judge,
-    rules_version,
-)
+from pipeline.ethereum.rules import RULES_VERSION, WIDE_RULES_VERSION
+from pipeline.ethereum.validity import explain, intrinsic_gas, judge, rules_version
 from tests import ethereum_rows as rows_
 from tests.ethereum_rows import BLOB_HASH, authorization
 from tests.unit.ethereum.test_validity import BROKEN, ENTRY, FULL, PLENTY, SIGNABLE, reference

@@ -1,0 +1,31 @@
+"""What the verifier works with."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from actors.composition import CLOCK, batch_log, table_of
+from pipeline.adapters.kafka import Topics
+from pipeline.adapters.ledger import PostgresLedger
+from pipeline.adapters.outcomes import PostgresOutcomes
+from pipeline.adapters.policies import PostgresPolicies
+from pipeline.settings import Settings
+from pipeline.stages.verifier import Verifier, VerifierPorts
+from pipeline.telemetry import SILENT, Telemetry
+
+
+@asynccontextmanager
+async def verifier(settings: Settings, telemetry: Telemetry = SILENT) -> AsyncIterator[Verifier]:
+    """The verifier with its log, tables, ledger and outcomes."""
+    names = Topics(settings.kafka.topic_prefix)
+    async with AsyncExitStack() as stack:
+        tables = {source.name: await table_of(stack, settings, source) for source in settings.sources}
+        ledger = PostgresLedger(settings.postgres)
+        stack.push_async_callback(ledger.close)
+        outcomes = PostgresOutcomes(settings.postgres)
+        stack.push_async_callback(outcomes.close)
+        policies = PostgresPolicies(settings.postgres)
+        stack.push_async_callback(policies.close)
+        ports = VerifierPorts(batch_log(stack, settings), tables, ledger, outcomes, policies, CLOCK, telemetry)
+        yield Verifier(ports, settings.sources, (names.signed, names.rejected))
