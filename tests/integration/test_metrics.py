@@ -22,7 +22,7 @@ from tests.manifests.prometheus import Scrape, dashboards, evaluate, panels, rul
 from tests.manifests.rendered import built
 from tests.pipeline_run import stock
 from tests.placed import Cluster
-from tests.ray_groups import Groups
+from tests.ray_groups import NODES, Groups
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]  # the first run builds Prometheus
 
@@ -34,6 +34,7 @@ KEYS: Final = 8
 SCRAPE_EVERY_S: Final = 1.0
 WORKER: Final = re.compile(r'^ray_oncesign_.*WorkerId="([0-9a-f]+)"', re.MULTILINE)
 SEEN_WITHIN_S: Final = 120.0
+LISTED_WITHIN_S: Final = 30.0
 LABELS: Final = re.compile(
     r"(Component|NodeAddress|SessionName|Version|WorkerId|otel_scope_\w+|le)=|(stage|source|state|result)="
 )
@@ -62,12 +63,22 @@ class Prometheus:
     """What it would have scraped: Ray's targets as Ray lists them, and the key manager's service."""
 
     def __init__(self, groups: Groups, settings: Settings) -> None:
-        listed = json.loads((groups.folder / "prom_metrics_service_discovery.json").read_bytes())
-        self.targets = [target for group in listed for target in group["targets"]]
+        self._discovered = groups.folder / "prom_metrics_service_discovery.json"
+        self.targets = self._every_node(time.monotonic() + LISTED_WITHIN_S)
         self._service = f"{LOOPBACK}:{settings.service.port}"
         self.scrapes: list[Scrape] = []
         # Ray goes on for a while to tell of workers that earlier tests had on its nodes.
         self._gone = {worker for target in self.targets for worker in WORKER.findall(fetch(f"{target}/metrics"))}
+
+    def _every_node(self, deadline_s: float) -> list[str]:
+        """Ray writes its list again every five seconds: the first time perhaps before there was any node but the head."""
+        while True:
+            listed = json.loads(self._discovered.read_bytes()) if self._discovered.exists() else []
+            targets = [target for group in listed for target in group["targets"]]
+            if len(targets) > len(NODES) + 1:  # and the head, and the dashboard
+                return targets
+            assert time.monotonic() < deadline_s, targets
+            time.sleep(SCRAPE_EVERY_S)
 
     def scrape(self) -> None:
         fetch(f"{self._service}/readyz")  # as the kubelet does: then it knows whether it leads
@@ -125,8 +136,8 @@ def fetch(address: str) -> str:
 
 def test_every_panel_has_data_and_no_alert_fires(cluster: Cluster, groups: Groups) -> None:
     built("promql")
-    job = cluster.sign()
     prometheus = Prometheus(groups, cluster.settings)
+    job = cluster.sign()
     try:
         stock(cluster.settings, ROWS, seed=1, invalid=INVALID)
         cluster.run("keys", "create", "--count", str(KEYS))

@@ -35,7 +35,10 @@ class Answer:
 def evaluate(
     queries: Mapping[str, str], at_s: float, *, series: str = "", scrapes: Sequence[Scrape] = ()
 ) -> dict[str, Answer]:
-    """`series` in the language of promtool's rule tests. Raises AssertionError with what Prometheus does not like."""
+    """`series` in the language of promtool's rule tests, a value a minute.
+
+    Raises AssertionError with what Prometheus does not like.
+    """
     asked = {"series": series, "scrapes": [asdict(scrape) for scrape in scrapes], "at_s": at_s, "queries": queries}
     argv = [built("promql")]
     done = subprocess.run(argv, input=json.dumps(asked), capture_output=True, text=True, timeout=TIMEOUT_S, check=False)

@@ -62,8 +62,8 @@ SICK: Final[dict[str, dict[str, str | None]]] = {
 
 def fires(series: dict[str, str], queries: dict[str, str]) -> set[str]:
     """The queries that have a result at the end."""
-    lines = "".join(f"  {_full(name)} {values}\n" for name, values in series.items())
-    found = evaluate(queries, (POINTS - 1) * 60, series=f"load 1m\n{lines}")
+    lines = "".join(f"{_full(name)} {values}\n" for name, values in series.items())
+    found = evaluate(queries, (POINTS - 1) * 60, series=lines)
     return {name for name, answer in found.items() if answer.elements}
 
 
