@@ -33,6 +33,21 @@ class Start:
             raise UsageError("--with-pending needs --rpc.")
 
 
+def read(
+    form: Form, files: list[Path], password_file: Path | None, path: str, count: int, *, force: bool
+) -> list[UnsealedKey]:
+    """The keys in files of this form; the caller wipes them. Raises SecretFileError, UsageError."""
+    found = KeyFiles(files, open_too=force)
+    match form:
+        case Form.HEX:
+            return found.hex()
+        case Form.MNEMONIC:
+            return found.mnemonics(password_file, path, count)
+    if password_file is None:
+        raise UsageError("keystores need --password-file.", hint="Or say what the files are: --format hex|mnemonic")
+    return found.keystores(password_file)
+
+
 class Intake:
     """One import for one chain."""
 
@@ -42,20 +57,6 @@ class Intake:
         self._settings = settings
         self._chain_id = chain_id
         self._start = start
-
-    def open(
-        self, form: Form, files: list[Path], password_file: Path | None, path: str, count: int, *, force: bool
-    ) -> list[UnsealedKey]:
-        """Raises SecretFileError, UsageError."""
-        found = KeyFiles(files, open_too=force)
-        match form:
-            case Form.HEX:
-                return found.hex()
-            case Form.MNEMONIC:
-                return found.mnemonics(password_file, path, count)
-        if password_file is None:
-            raise UsageError("keystores need --password-file.", hint="Or say what the files are: --format hex|mnemonic")
-        return found.keystores(password_file)
 
     async def bring_in(self, keys: Sequence[UnsealedKey]) -> list[str]:
         """Seal them and put them into the pool; their addresses. Raises OncesignError, and nothing is imported then."""

@@ -77,12 +77,12 @@ def import_(  # noqa: PLR0913, PLR0917 - the options of a command are its argume
     json: Json = False,
 ) -> None:
     """Import private keys from files: all of them or none."""
-    from jobs.key_import import Intake, Start
+    from jobs.key_import import Intake, Start, read
 
     settings = resolve(load_settings())
     start = Start(nonce, SecretStr(rpc), with_pending=with_pending)
     intake = Intake(settings, _chain_id(settings, source), start)
-    keys = intake.open(form, files, password_file, path, count, force=force)
+    keys = read(form, files, password_file, path, count, force=force)
     _report("imported", asyncio.run(intake.bring_in(keys)), as_json=json)
 
 

@@ -71,7 +71,7 @@ class Prometheus:
         self._gone = {worker for target in self.targets for worker in WORKER.findall(fetch(f"{target}/metrics"))}
 
     def _every_node(self, deadline_s: float) -> list[str]:
-        """Ray writes its list again every five seconds: the first time perhaps before there was any node but the head."""
+        """Ray writes its list every five seconds: the first time perhaps before there was a node beside the head."""
         while True:
             listed = json.loads(self._discovered.read_bytes()) if self._discovered.exists() else []
             targets = [target for group in listed for target in group["targets"]]

@@ -14,6 +14,7 @@ from pipeline.errors import OncesignError, SecretFileError, SigningRefused, Usag
 from pipeline.ethereum.rows import authorization_list
 
 CODE = "0x" + "44" * 20
+WORDS = "test test test test test test test test test test test junk"
 SECRETS = ["11" * 32, "22" * 32]
 
 
@@ -37,6 +38,20 @@ def test_each_key_signs_what_eth_account_signs(keys: Path) -> None:
     read = authorization_list(said.stdout)
     assert read is not None
     assert [each["nonce"] for each in read] == [7, 7]
+
+
+def test_words_give_the_keys_of_a_path(tmp_path: Path) -> None:
+    words = tmp_path / "words"
+    words.write_text(WORDS)
+    words.chmod(0o600)
+    asked = ["authorize", str(words), "--format", "mnemonic", "--path", "m/44'/60'/1'/0", "--count", "2"]
+    said = CliRunner().invoke(app, [*asked, "--address", CODE, "--nonce", "7"])
+    assert said.exit_code == 0, said.output
+    Account.enable_unaudited_hdwallet_features()
+    for index, entry in enumerate(json.loads(said.stdout)):
+        key = Account.from_mnemonic(WORDS, account_path=f"m/44'/60'/1'/0/{index}").key
+        expected = Account.sign_authorization({"chainId": 1, "address": CODE, "nonce": 7}, key)
+        assert [int(entry[name], 16) for name in ("r", "s")] == [expected.r, expected.s]
 
 
 @pytest.mark.parametrize(
