@@ -11,7 +11,7 @@ from typing import Any, Final
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from pipeline.assignment.records import Assignment, StreamRecord
-from pipeline.errors import OncesignError, RuntimeFault
+from pipeline.errors import ActorBroken, OncesignError, RuntimeFault
 from pipeline.ports import Assigned, AssignReply, AssignRequest, SignedBatch
 from pipeline.stages.loops import cancel
 from pipeline.stream import Stream
@@ -28,7 +28,10 @@ LOOK_S: Final = 0.5
 
 
 async def ask(reference: Any, timeout_s: float, who: str) -> Any:
-    """Wait for an actor's answer. Raises the actor's own OncesignError, else RuntimeFault."""
+    """Wait for an actor's answer.
+
+    Raises the actor's own OncesignError, else ActorBroken when it will never answer, RuntimeFault when it does not now.
+    """
     try:
         return await asyncio.wait_for(reference, timeout_s)
     except TimeoutError as error:
@@ -38,6 +41,8 @@ async def ask(reference: Any, timeout_s: float, who: str) -> Any:
             raise error.cause from None
         raise RuntimeFault(f"{who} failed: {error.cause}") from error
     except RayActorError as error:
+        if error.actor_init_failed:
+            raise ActorBroken(f"{who} cannot be made: {str(error).strip().splitlines()[-1]}.") from error
         raise RuntimeFault(f"{who} is down.") from error
     except RayError as error:
         raise RuntimeFault(f"{who} could not be asked: {type(error).__name__}.") from error

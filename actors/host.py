@@ -12,14 +12,14 @@ from typing import Any, Final
 
 import ray
 
-from pipeline.errors import DeploymentHalted, NotLeader, OncesignError, ProducerFenced, UsageError
+from pipeline.errors import ActorBroken, DeploymentHalted, NotLeader, OncesignError, ProducerFenced, UsageError
 from pipeline.journal import Journal
 
 journal = Journal(__name__, "actor")
 
 DRAIN_TIMEOUT_S: Final = 25.0
 
-FATAL: Final = (DeploymentHalted, ProducerFenced, NotLeader, UsageError)
+FATAL: Final = (DeploymentHalted, ProducerFenced, NotLeader, UsageError, ActorBroken)
 """What another start would not mend."""
 
 

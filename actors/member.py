@@ -14,7 +14,7 @@ from actors.crew import Crew
 from actors.host import StageState, StageStatus
 from actors.key_manager import NAME as KEY_MANAGER
 from actors.names import CALL_TIMEOUT_S, START_TIMEOUT_S
-from pipeline.errors import OncesignError
+from pipeline.errors import ActorBroken, OncesignError
 from pipeline.journal import Journal
 from pipeline.settings import Settings
 
@@ -82,6 +82,8 @@ class Member:
         except OncesignError as error:
             journal.failed("does not answer", actor=self.name, error=error)
             self.answered = False
+            if isinstance(error, ActorBroken):  # Ray makes no other process after a constructor has failed
+                self.status = StageStatus(StageState.FAILED, 0, error, ray_node="")
 
     async def _start(self, now_s: float, process: tuple[str, int]) -> None:
         if self.starts and now_s - self.started_s < self.pause_s:

@@ -204,6 +204,12 @@ class RuntimeFault(OncesignError):
     """A server or process of the pipeline would not start or stop."""
 
 
+class ActorBroken(RuntimeFault):
+    """The process of an actor cannot be made, and no other try would do better: its image or machine is at fault."""
+
+    hint = "Its stack is in that actor's log, in the Ray dashboard. Mend the image or the machine, and sign again."
+
+
 class NotMined(OncesignError):
     """Signed transactions cannot be mined as things are."""
 
