@@ -110,11 +110,13 @@ def _courses(mutant: Mutant, seeds: Sequence[int], points: Sequence[Plan]) -> It
 # ── a process for each ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def fates(mutants: Sequence[Mutant], seeds: Sequence[int], workers: int = 1) -> Iterator[Fate]:
-    """As they are decided."""
+def fates(
+    mutants: Sequence[Mutant], seeds: Sequence[int], workers: int = 1, points_max: int | None = None
+) -> Iterator[Fate]:
+    """As they are decided, with the first `points_max` crash points at the most."""
     kernel.warm()
     [points] = _forked([crash_points], workers=1)
-    yield from _forked([partial(examine, mutant, seeds, points) for mutant in mutants], workers)
+    yield from _forked([partial(examine, mutant, seeds, points[:points_max]) for mutant in mutants], workers)
 
 
 def crash_points() -> list[Plan]:
