@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from jobs.desk import connect, placed_desk
 from pipeline.settings import Settings
 
 
 async def lead(settings: Settings) -> dict[str, Any]:
     """See that the key manager runs and leads; its counts. Raises its refusal, RayUnavailable."""
+    from jobs.desk import placed_desk
+
     status = await placed_desk(settings).status()
     if status.error is not None:
         raise status.error
@@ -24,6 +25,7 @@ async def lead(settings: Settings) -> dict[str, Any]:
 def end(settings: Settings) -> list[str]:
     """Drain the pipeline and end its actors, the key manager last; their names. Raises RayUnavailable, RuntimeFault."""
     from actors import names, takeover
+    from jobs.desk import connect
 
     connect(settings)
     ended = names.running(settings.deployment)
@@ -34,6 +36,7 @@ def end(settings: Settings) -> list[str]:
 def actors(settings: Settings) -> list[str]:
     """The names of those that are there. Raises RayUnavailable."""
     from actors import names
+    from jobs.desk import connect
 
     connect(settings)
     return names.running(settings.deployment)
@@ -47,5 +50,7 @@ async def etcd(settings: Settings) -> str:
 
 async def key_encryption_key(settings: Settings) -> str:
     """The key manager's KEK opens the pool's keys."""
+    from jobs.desk import placed_desk
+
     opened: str = await placed_desk(settings).examine_kek()
     return opened

@@ -68,13 +68,28 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoSide
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those at the lowest priority last: a process does not come back from there."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: item.nodeid.startswith(PROCESSOR))
+        items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    """What keeps two processors busy goes late, when the other side is at the lowest priority."""
+    if item.nodeid.startswith(PROCESSOR):
+        return 3
+    if "groups" in getattr(item, "fixturenames", ()):  # its cluster stays until the session ends
+        return 2
+    return int(item.nodeid.startswith("tests/chaos/"))
+
+
+STACKS: list[Stack] = []
+"""Servers of the session."""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A process that has come to such tests has no others any more, and takes what those leave."""
+    """A process that has come to such tests has no others any more, needs no server, and takes what those leave."""
     if "PYTEST_XDIST_WORKER" in os.environ and item.nodeid.startswith(PROCESSOR):
         os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
+        while STACKS:
+            STACKS.pop().down()
 
 
 @pytest.fixture(autouse=True)
@@ -89,9 +104,15 @@ def servers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("servers")
 
 
+def _session_stack(folder: Path) -> Stack:
+    stack = Stack(folder)
+    STACKS.append(stack)
+    return stack
+
+
 @pytest.fixture(scope="session")
 def etcd_server(servers_dir: Path) -> Iterator[EtcdSettings]:
-    stack = Stack(servers_dir / "etcd")
+    stack = _session_stack(servers_dir / "etcd")
     try:
         yield EtcdSettings(endpoints=stack.up(servers=("etcd",)).addresses["etcd.endpoints"])
     finally:
@@ -100,7 +121,7 @@ def etcd_server(servers_dir: Path) -> Iterator[EtcdSettings]:
 
 @pytest.fixture(scope="session")
 def kafka_server(servers_dir: Path) -> Iterator[KafkaSettings]:
-    stack = Stack(servers_dir / "kafka")
+    stack = _session_stack(servers_dir / "kafka")
     try:
         yield KafkaSettings(bootstrap_servers=stack.up(servers=("kafka",)).addresses["kafka.bootstrap_servers"])
     finally:
@@ -110,7 +131,7 @@ def kafka_server(servers_dir: Path) -> Iterator[KafkaSettings]:
 @pytest.fixture(scope="session")
 def postgres_server(servers_dir: Path) -> Iterator[PostgresSettings]:
     """With a migrated database to copy."""
-    stack = Stack(servers_dir / "postgres")
+    stack = _session_stack(servers_dir / "postgres")
     try:
         record = stack.up(servers=("postgres",))
         server = PostgresSettings(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from jobs.commands import app
 from jobs.loading import variable_names
 from pipeline.ethereum.reasons import Reason
 from pipeline.export.columns import COLUMNS
@@ -30,9 +30,9 @@ COMMANDS = (
 
 @cache
 def help_of(*command: str) -> str:
-    argv = [sys.executable, "-m", "jobs.app", *command, "--help"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True, env={"COLUMNS": "200"})
-    return done.stdout
+    said = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"})
+    assert said.exit_code == 0, said.output
+    return said.stdout
 
 
 def test_help_names_every_command_and_the_readme_describes_it() -> None:

@@ -15,11 +15,8 @@ SERVER = "pipeline.service.server"
 @pytest.mark.parametrize(
     ("module", "loaded"),
     [
-        ("jobs.commands", {"aiohttp"}),  # etcd's HTTP gateway
-        ("actors.batch_reader", {"ray", "pyarrow", "confluent_kafka"}),
+        ("jobs.commands", set()),
         ("actors.signer", {"ray", "numba", "pyarrow", "confluent_kafka"}),
-        ("actors.batch_consumer", {"ray", "numba", "pyarrow", "confluent_kafka"}),
-        ("actors.tx_verifier", {"ray", "numba", "pyarrow", "confluent_kafka"}),
         ("actors.key_manager", {"ray", "pyarrow", "aiohttp", "confluent_kafka", SERVER}),
     ],
 )
