@@ -110,7 +110,8 @@ def test_a_mutant_that_is_no_program_is_not_called_killed() -> None:
 
 
 def test_a_mutant_that_is_dead_at_once_is_not_called_killed() -> None:
-    fate = hunted("    if problems:\n", "    if not problems:\n        problems = ['nothing']\n")
+    nonce = "next_nonce=key.next_nonce"
+    fate = hunted(f"{nonce} + request.count,", f"{nonce} + request.count + 1,", "pipeline.assignment.rules")
     assert not fate["killed"]
     assert "calm course" in fate["wrong"]
 
