@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from pipeline.local import record
@@ -122,10 +123,22 @@ def test_three_brokers_keep_three_copies_behind_the_ports_that_clients_are_told(
         assert sorted(known.running()) == ["kafka-0", "kafka-1", "kafka-2"]
         admin = AdminClient({"bootstrap.servers": known.addresses["kafka.bootstrap_servers"]})
         wait_for(lambda: len(admin.list_topics(timeout=30).brokers) == 3)  # serving comes before being registered
-        admin.create_topics([NewTopic("kept", 2, 3)])["kept"].result(30)
+        wait_for(lambda: is_created(admin, NewTopic("kept", 2, 3)))
         wait_for(lambda: replicas(admin, "kept") == [[1, 2, 3]] * 2)
     finally:
         stack.down()
+
+
+def is_created(admin: AdminClient, topic: NewTopic) -> bool:
+    """False when the client let go of the connection that it asked by, having learned which broker is behind it."""
+    try:
+        admin.create_topics([topic])[topic.topic].result(30)
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError._DESTROY_BROKER:
+            return False
+        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            raise
+    return True
 
 
 def replicas(admin: AdminClient, topic: str) -> list[list[int]]:
