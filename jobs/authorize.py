@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.keys import Form
+from jobs.keys import Form, KeyCount, KeyForm, KeyPath, OpenToo, PasswordFile
 from jobs.loading import load_settings
 from jobs.output import emit
 from pipeline.custody.key_file import PATH as MNEMONIC_PATH
@@ -17,16 +17,12 @@ def authorize(  # noqa: PLR0913, PLR0917 - the options of a command are its argu
     files: Annotated[list[Path], typer.Argument(help="Files with the private keys of these accounts.")],
     address: Annotated[str, typer.Option(help="The contract whose code they get; 0x00…00 takes code away.")],
     nonce: Annotated[int, typer.Option(min=0, help="Of each account when the transaction is executed.")],
-    form: Annotated[
-        Form, typer.Option("--format", help="What they are: keystore V3, hex (a key per line), or BIP-39 words.")
-    ] = Form.KEYSTORE,
-    password_file: Annotated[
-        Path | None, typer.Option(help="A file with the one password of all keystores, or the BIP-39 passphrase.")
-    ] = None,
-    path: Annotated[str, typer.Option(help="Of a mnemonic: keys are derived at PATH/0, PATH/1 …")] = MNEMONIC_PATH,
-    count: Annotated[int, typer.Option(min=1, max=10_000, help="Of a mnemonic: how many keys.")] = 1,
+    form: KeyForm = Form.KEYSTORE,
+    password_file: PasswordFile = None,
+    path: KeyPath = MNEMONIC_PATH,
+    count: KeyCount = 1,
     chain_id: Annotated[int | None, typer.Option(min=0, help="0 = every chain; default: that of --source.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Take files that others could read or change.")] = False,
+    force: OpenToo = False,
     source: Annotated[str, typer.Option(help="The source that the row is for; default: the first one.")] = "",
 ) -> None:
     """Sign authorizations of accounts that are not of the pool, as JSON for a row's `authorization_list`."""

@@ -44,6 +44,17 @@ class Form(StrEnum):
     MNEMONIC = "mnemonic"
 
 
+KeyForm = Annotated[
+    Form, typer.Option("--format", help="What they are: keystore V3, hex (a key per line), or BIP-39 words.")
+]
+PasswordFile = Annotated[
+    Path | None, typer.Option(help="A file with the one password of all keystores, or the BIP-39 passphrase.")
+]
+KeyPath = Annotated[str, typer.Option(help="Of a mnemonic: keys are derived at PATH/0, PATH/1 …")]
+KeyCount = Annotated[int, typer.Option(min=1, max=10_000, help="Of a mnemonic: how many keys.")]
+OpenToo = Annotated[bool, typer.Option("--force", help="Take files that others could read or change.")]
+
+
 @app.command()
 def create(
     count: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 1,
@@ -59,20 +70,16 @@ def create(
 @app.command("import")
 def import_(  # noqa: PLR0913, PLR0917 - the options of a command are its arguments
     files: Annotated[list[Path], typer.Argument(help="Files with private keys.")],
-    form: Annotated[
-        Form, typer.Option("--format", help="What they are: keystore V3, hex (a key per line), or BIP-39 words.")
-    ] = Form.KEYSTORE,
-    password_file: Annotated[
-        Path | None, typer.Option(help="A file with the one password of all keystores, or the BIP-39 passphrase.")
-    ] = None,
-    path: Annotated[str, typer.Option(help="Of a mnemonic: keys are derived at PATH/0, PATH/1 …")] = MNEMONIC_PATH,
-    count: Annotated[int, typer.Option(min=1, max=10_000, help="Of a mnemonic: how many keys.")] = 1,
+    form: KeyForm = Form.KEYSTORE,
+    password_file: PasswordFile = None,
+    path: KeyPath = MNEMONIC_PATH,
+    count: KeyCount = 1,
     nonce: Annotated[int | None, typer.Option(min=0, help="The next nonce of each key; default: 0.")] = None,
     rpc: Annotated[str, typer.Option(metavar="URL", help="Ask this Ethereum node for the next nonces instead.")] = "",
     with_pending: Annotated[
         bool, typer.Option("--with-pending", help="Begin after transactions that wait in the node, too.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Take files that others could read or change.")] = False,
+    force: OpenToo = False,
     source: Source = "",
     json: Json = False,
 ) -> None:
