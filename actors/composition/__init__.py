@@ -86,21 +86,26 @@ async def topics(settings: Settings) -> AsyncIterator[TopicAdmin]:
 async def prepare(settings: Settings, streams: preparation.StreamList, admin: TopicAdmin) -> None:
     """Topics, stream records and first offsets. Raises what stages.preparation.prepare raises."""
     async with AsyncExitStack() as stack:
-        tables = {source.name: await table_of(stack, settings, source) for source in settings.sources}
+        tables = await tables_of(stack, settings)
         await preparation.prepare(settings.deployment, settings.sources, tables, streams, admin)
 
 
 async def total(settings: Settings) -> int:
     """Committed rows of all sources. Raises DatabaseUnavailable."""
     async with AsyncExitStack() as stack:
-        tables = [await table_of(stack, settings, source) for source in settings.sources]
-        return sum([await table.count() for table in tables])
+        tables = await tables_of(stack, settings)
+        return sum([await table.count() for table in tables.values()])
 
 
 def outlets(settings: Settings) -> Outlets:
     """Where signed and rejected go."""
     names = Topics(settings.kafka.topic_prefix)
     return Outlets(names.signed, names.rejected, settings.kafka.signed_partitions)
+
+
+async def tables_of(stack: AsyncExitStack, settings: Settings) -> dict[str, PostgresSource]:
+    """The table of every source by its name, as `table_of` opens it."""
+    return {source.name: await table_of(stack, settings, source) for source in settings.sources}
 
 
 async def table_of(stack: AsyncExitStack, settings: Settings, source: SourceSettings) -> PostgresSource:

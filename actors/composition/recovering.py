@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from actors.composition import CLOCK, batch_log, outlets, table_of
+from actors.composition import CLOCK, batch_log, outlets, tables_of
 from pipeline.adapters.etcd import EtcdStore
 from pipeline.adapters.kafka import Topics
 from pipeline.adapters.ledger import PostgresLedger
@@ -39,7 +39,7 @@ async def recovery(settings: Settings) -> AsyncIterator[Recovery]:
         }
         for closes in [*(writer.close for writer in rounds), *(writer.close for writer in streams.values())]:
             stack.push_async_callback(closes)
-        tables = {source.name: await table_of(stack, settings, source) for source in settings.sources}
+        tables = await tables_of(stack, settings)
         chain_ids = {source.name: source.chain_id for source in settings.sources}
         admission = Admission(chain_ids, {names.batches(source.name): source.name for source in settings.sources})
         found = RemainsPorts(ledger, batch_log(stack, settings), outcomes, tables, streams)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from actors.composition import CLOCK, batch_log, outlets, table_of
+from actors.composition import CLOCK, batch_log, outlets, tables_of
 from pipeline.adapters.kafka import Topics
 from pipeline.adapters.policies import PostgresPolicies
 from pipeline.adapters.round_writer import KafkaRoundWriter
@@ -22,18 +22,10 @@ async def sweeper(settings: Settings, worker: Worker, desk: Desk, signers: Signe
     async with AsyncExitStack() as stack:
         writer = KafkaRoundWriter(settings.kafka, f"{settings.deployment}-sweeper")
         stack.push_async_callback(writer.close)
-        tables = {source.name: await table_of(stack, settings, source) for source in settings.sources}
+        tables = await tables_of(stack, settings)
         batch_topics = {source.name: names.batches(source.name) for source in settings.sources}
         policies = PostgresPolicies(settings.postgres)
         stack.push_async_callback(policies.close)
-        ports = SweeperPorts(
-            desk,
-            signers,
-            batch_log(stack, settings),
-            writer,
-            tables,
-            policies,
-            batch_topics,
-            CLOCK,
-        )
+        log = batch_log(stack, settings)
+        ports = SweeperPorts(desk, signers, log, writer, tables, policies, batch_topics, CLOCK)
         yield Sweeper(worker, ports, outlets(settings))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from actors.composition import CLOCK, batch_log, table_of
+from actors.composition import CLOCK, batch_log, tables_of
 from pipeline.adapters.kafka import Topics
 from pipeline.adapters.ledger import PostgresLedger
 from pipeline.adapters.outcomes import PostgresOutcomes
@@ -20,7 +20,7 @@ async def verifier(settings: Settings, telemetry: Telemetry = SILENT) -> AsyncIt
     """The verifier with its log, tables, ledger and outcomes."""
     names = Topics(settings.kafka.topic_prefix)
     async with AsyncExitStack() as stack:
-        tables = {source.name: await table_of(stack, settings, source) for source in settings.sources}
+        tables = await tables_of(stack, settings)
         ledger = PostgresLedger(settings.postgres)
         stack.push_async_callback(ledger.close)
         outcomes = PostgresOutcomes(settings.postgres)
