@@ -11,6 +11,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from pipeline.local.etcd import etcd_binary
 from pipeline.local.kafka import kafka_jars
+from pipeline.local.record import StackRecord
 from pipeline.local.stack import Stack
 from pipeline.settings import EtcdSettings, KafkaSettings, PostgresSettings
 from tests.databases import fresh, make_template
@@ -104,44 +106,39 @@ def servers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("servers")
 
 
-def _session_stack(folder: Path) -> Stack:
-    stack = Stack(folder)
+@contextmanager
+def serving(folder: Path, server: str) -> Iterator[StackRecord]:
+    """One server, until the end of the block at the latest."""
+    stack = Stack(folder / server)
     STACKS.append(stack)
-    return stack
+    try:
+        yield stack.up(servers=(server,))
+    finally:
+        stack.down()
 
 
 @pytest.fixture(scope="session")
 def etcd_server(servers_dir: Path) -> Iterator[EtcdSettings]:
-    stack = _session_stack(servers_dir / "etcd")
-    try:
-        yield EtcdSettings(endpoints=stack.up(servers=("etcd",)).addresses["etcd.endpoints"])
-    finally:
-        stack.down()
+    with serving(servers_dir, "etcd") as record:
+        yield EtcdSettings(endpoints=record.addresses["etcd.endpoints"])
 
 
 @pytest.fixture(scope="session")
 def kafka_server(servers_dir: Path) -> Iterator[KafkaSettings]:
-    stack = _session_stack(servers_dir / "kafka")
-    try:
-        yield KafkaSettings(bootstrap_servers=stack.up(servers=("kafka",)).addresses["kafka.bootstrap_servers"])
-    finally:
-        stack.down()
+    with serving(servers_dir, "kafka") as record:
+        yield KafkaSettings(bootstrap_servers=record.addresses["kafka.bootstrap_servers"])
 
 
 @pytest.fixture(scope="session")
 def postgres_server(servers_dir: Path) -> Iterator[PostgresSettings]:
     """With a migrated database to copy."""
-    stack = _session_stack(servers_dir / "postgres")
-    try:
-        record = stack.up(servers=("postgres",))
+    with serving(servers_dir, "postgres") as record:
         server = PostgresSettings(
             dsn=SecretStr(record.addresses["postgres.dsn"]),
             password_file=Path(record.addresses["postgres.password_file"]),
         )
         make_template(server)
         yield server
-    finally:
-        stack.down()
 
 
 @pytest.fixture
