@@ -31,6 +31,10 @@ CALL_TIMEOUT_S: Final = 15.0
 CALL_LIMIT_S: Final = 45.0
 """After this long a call is given up, whatever time-out it was given."""
 
+CONNECT_TIMEOUT_S: Final = 5.0
+"""For a connection, its TLS and SASL included. On a cluster the first packet may go to a pod that has just ended; all
+its repeats go there too, and librdkafka would wait for 30 s."""
+
 FENCED: Final = frozenset(
     {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}  # noqa: SLF001 - public codes, odd names
 )
@@ -77,6 +81,7 @@ def client_config(settings: KafkaSettings) -> dict[str, Any]:
         "bootstrap.servers": settings.bootstrap_servers,
         "security.protocol": settings.security_protocol,
         "socket.timeout.ms": int(settings.socket_timeout_s * 1000),
+        "socket.connection.setup.timeout.ms": int(CONNECT_TIMEOUT_S * 1000),
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 1000,
         "socket.nagle.disable": True,
