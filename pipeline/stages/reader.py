@@ -127,10 +127,11 @@ class BatchReader:
         idle_s, last_s = IDLE_FIRST_S, self._clock.monotonic_s()
         while not stop.is_set():
             await self._await_consumers(position.seq, stop)
-            batches = await self._next_batches(position)
+            quiet = self._clock.monotonic_s() - last_s > QUIET_AFTER_S
+            # Whether there is any row is asked at a fifth of what asking for all of them costs.
+            batches = [] if quiet and not await self.rows_wait() else await self._next_batches(position)
             if not batches:
                 await self._clock.sleep(idle_s)
-                quiet = self._clock.monotonic_s() - last_s > QUIET_AFTER_S
                 longest_s = self._settings.poll_max_s
                 idle_s = min(idle_s * 2, max(longest_s, QUIET_POLL_S) if quiet else longest_s)
                 continue

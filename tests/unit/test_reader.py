@@ -12,7 +12,7 @@ from pipeline.errors import ProducerFenced, StreamHalted
 from pipeline.ethereum.batch import Batch
 from pipeline.ports import ReaderPosition
 from pipeline.settings import ReaderSettings
-from pipeline.stages.reader import check_position
+from pipeline.stages.reader import QUIET_AFTER_S, QUIET_POLL_S, check_position
 from pipeline.stream import START, Cursor
 from pipeline.testing.network import Moment
 from tests.unit.flow_world import BATCHES, CHAIN, GROUP, SHARDS, A, B, Fault, Flow
@@ -61,6 +61,20 @@ async def test_another_reader_goes_on_where_the_last_one_ended(flow: Flow) -> No
     flow.read()
     await flow.until(lambda: all_read(flow, 2 * ROWS))
     await check_chain(flow, ids)
+
+
+async def test_a_quiet_stream_is_only_asked_whether_it_has_a_row(flow: Flow) -> None:
+    flow.source.database.network = flow.network
+    ids = flow.stock(ROWS)
+    flow.read(A)
+    await flow.until(lambda: len(flow.batches(A)) == ROWS // SHARDS // 10)
+    await flow.clock.advance(QUIET_AFTER_S + QUIET_POLL_S)
+    flow.faults.seen.clear()
+    await flow.clock.advance(5 * QUIET_POLL_S)
+    assert flow.faults.seen["rows_after"] == 0
+    assert 4 <= flow.faults.seen["any_after"] <= 6
+    ids += flow.stock(ROWS, seed=2)
+    await flow.until(lambda: len(rows_of(flow.batches(A))) == len(ids) // SHARDS)
 
 
 async def test_told_to_stop_a_reader_ends(flow: Flow) -> None:

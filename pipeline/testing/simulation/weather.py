@@ -20,7 +20,16 @@ transaction."""
 
 RESET_S: Final = (0.05, 0.5, -1.0)
 QUIET: Final = frozenset(
-    {"Fetch", "ConsumerGroupHeartbeat", "ListOffsets", "LeaseKeepAlive", "rows_after", "positions", "assignments"}
+    {
+        "Fetch",
+        "ConsumerGroupHeartbeat",
+        "ListOffsets",
+        "LeaseKeepAlive",
+        "any_after",
+        "rows_after",
+        "positions",
+        "assignments",
+    }
 )
 """Asked over and over; a story names them only when something befalls them."""
 
