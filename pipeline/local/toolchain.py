@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -28,13 +29,16 @@ def program(name: str, contents: dict[str, bytes], what: str, package: str = "."
     pinned = hashlib.sha256(b"".join(contents.values())).hexdigest()[:16]
     binary = cache_dir() / name / pinned / name
     if not binary.exists():
-        with progress(what):
-            _build(name, contents, binary, package)
+        binary.parent.mkdir(parents=True, exist_ok=True)
+        with binary.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another command that builds it takes less time than a second build
+            if not binary.exists():
+                with progress(what):
+                    _build(name, contents, binary, package)
     return binary
 
 
 def _build(name: str, contents: dict[str, bytes], binary: Path, package: str) -> None:
-    binary.parent.mkdir(parents=True, exist_ok=True)
     workshop = Path(tempfile.mkdtemp(prefix="build-", dir=binary.parent))
     for file, content in contents.items():
         (workshop / file).write_bytes(content)
