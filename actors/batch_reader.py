@@ -9,7 +9,7 @@ import ray
 
 from actors import composition
 from actors.clients import RemoteKeyManager
-from actors.composition import reading
+from actors.composition import reading, tables
 from actors.host import StageHost, StageStatus
 from actors.metrics import TELEMETRY, publishing
 from pipeline.errors import StreamHalted
@@ -29,7 +29,7 @@ class BatchReaderActor:
         self._host: StageHost | None = None
         self._readers: list[BatchReader] = []
         self._halted: dict[str, str] = {}
-        composition.warm_source()
+        tables.warm_source()
 
     def __repr__(self) -> str:
         return self._name

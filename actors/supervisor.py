@@ -21,7 +21,7 @@ import ray
 from actors import composition
 from actors import crew as crews
 from actors.clients import LET_GO_TIMEOUT_S, RemoteKeyManager, SignerPool, ask
-from actors.composition import sweeping
+from actors.composition import bus, sweeping, tables
 from actors.crew import Crew
 from actors.host import StageHost, StageState, StageStatus
 from actors.key_manager import NAME as KEY_MANAGER
@@ -115,7 +115,7 @@ class SupervisorActor:
         self._host.start(run)
 
     async def _run(self, stop: asyncio.Event) -> None:
-        async with composition.topics(self._settings) as self._topics:
+        async with bus.topics(self._settings) as self._topics:
             await self._prepare(stop)
             self._find_signers()
             self._members = members(self._settings, self._crew)
@@ -170,7 +170,7 @@ class SupervisorActor:
         while not stop.is_set():
             try:
                 await self._lead()
-                await composition.prepare(self._settings, RemoteKeyManager(self._crew.key_manager), self._topics)
+                await tables.prepare(self._settings, RemoteKeyManager(self._crew.key_manager), self._topics)
             except (DependencyDown, RuntimeFault) as error:
                 journal.failed("tries again", error=error)
                 await backoff.pause(error)

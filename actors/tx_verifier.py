@@ -8,7 +8,7 @@ from functools import partial
 import ray
 
 from actors import composition
-from actors.composition import verifying
+from actors.composition import tables, verifying
 from actors.host import StageHost, StageStatus
 from actors.metrics import TELEMETRY, publishing
 from pipeline.ethereum import validity
@@ -26,7 +26,7 @@ class TxVerifierActor:
         self._name = "tx-verifier"
         self._host: StageHost | None = None
         self._verifier: Verifier | None = None
-        composition.warm_source()
+        tables.warm_source()
         validity.warm()
 
     def __repr__(self) -> str:

@@ -63,8 +63,7 @@ async def examine(settings: Settings) -> Report:
 
     Raises ViolationFound, DependencyDown.
     """
-    from actors import composition
-    from actors.composition import verifying
+    from actors.composition import tables, verifying
     from jobs.desk import signs
     from jobs.overview import read_assignments
 
@@ -79,7 +78,7 @@ async def examine(settings: Settings) -> Report:
             violations = await verifier.reconcile()
         violations += await verifier.compare(await read_assignments(settings))
     counts = await outcome_counts(settings)
-    waiting = max(0, await composition.total(settings) - counts["signed"] - counts["rejected"]) if running else 0
+    waiting = max(0, await tables.total(settings) - counts["signed"] - counts["rejected"]) if running else 0
     return Report(counts, violations, waiting)
 
 
@@ -88,11 +87,11 @@ async def _has_topics(settings: Settings) -> bool:
 
     Raises ViolationFound when topics are gone that records were published to, DependencyDown.
     """
-    from actors import composition
+    from actors.composition import bus
     from pipeline.adapters.ledger import PostgresLedger
 
-    outlets = composition.outlets(settings)
-    async with composition.topics(settings) as topics:
+    outlets = bus.outlets(settings)
+    async with bus.topics(settings) as topics:
         gone = {outlets.signed, outlets.rejected} - set(await topics.names())
     ledger = PostgresLedger(settings.postgres)
     try:

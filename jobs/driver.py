@@ -19,8 +19,9 @@ from typing import Any, Final
 import orjson
 import ray
 
-from actors import composition, crew, names, takeover
+from actors import crew, names, takeover
 from actors.clients import ask
+from actors.composition import tables
 from actors.host import StageState, StageStatus
 from actors.names import START_TIMEOUT_S, namespace
 from actors.stamp import stamp
@@ -191,7 +192,7 @@ class Driver:
         self._signed = signed
         self._rejected = max(self._rejected, _sum(status, "consumer", "rejected") - self._rejected_before)
         if now_s - self._counted_s >= COUNT_EVERY_S:
-            self._total = await composition.total(self._settings)
+            self._total = await tables.total(self._settings)
             self._counted_s = now_s
 
     def _progress(self, status: PipelineStatus) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def export(
 
 async def write(settings: Settings, wanted: Wanted, sink: IO[bytes]) -> Summary:
     """Write all of it. Raises ViolationFound, MalformedBatch, DependencyDown, SettingError."""
-    from actors import composition
+    from actors.composition import bus, tables
     from pipeline.adapters.batch_log import KafkaBatchLog
     from pipeline.adapters.decided import PostgresDecided
     from pipeline.export.formats import WRITERS
@@ -109,7 +109,7 @@ async def write(settings: Settings, wanted: Wanted, sink: IO[bytes]) -> Summary:
 
     count = RowCount()
     async with AsyncExitStack() as stack:
-        topics = await stack.enter_async_context(composition.topics(settings))
+        topics = await stack.enter_async_context(bus.topics(settings))
         log = KafkaBatchLog(settings.kafka, settings.deployment)
         stack.push_async_callback(log.close)
         records = SignedRecords(log, topics.names)
@@ -119,14 +119,14 @@ async def write(settings: Settings, wanted: Wanted, sink: IO[bytes]) -> Summary:
         writer = WRITERS[wanted.form](sink)
         stack.callback(writer.close)
         told_s = time.monotonic()
-        async with aclosing(exported(decided, records, count)) as tables:
-            async for table in tables:
-                writer.write(table)
+        async with aclosing(exported(decided, records, count)) as parts:
+            async for part in parts:
+                writer.write(part)
                 if time.monotonic() > told_s + PROGRESS_EVERY_S:
                     say(f"  {count.signed + count.rejected:,} rows so far")
                     told_s = time.monotonic()
         names = [source.name for source in settings.sources]
-        waiting = max(0, await composition.total(settings) - await decided.count(names))
+        waiting = max(0, await tables.total(settings) - await decided.count(names))
         return Summary(count, waiting, await decided.fillers(names))
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 import orjson
 import pandas as pd
 
-from actors import composition
+from actors.composition import bus
 from jobs import keys, rows, servers
 from jobs.chaos.signing import ERROR, PROGRESS, Signing, oncesign
 from jobs.desk import etcd_client, etcd_view
@@ -210,7 +210,7 @@ def changes(kind: Kind, after: Mark = BEGINNING) -> pd.DataFrame:
 
 
 async def _ends(settings: Settings) -> dict[str, tuple[int, ...]]:
-    async with composition.topics(settings) as topics:
+    async with bus.topics(settings) as topics:
         names = [name for name in await topics.names() if name.startswith(f"{settings.kafka.topic_prefix}.")]
     log = KafkaBatchLog(settings.kafka, settings.deployment)
     try:

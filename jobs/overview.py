@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from actors import composition
-from actors.composition import managing
+from actors.composition import tables
+from actors.composition.budgets import budgets
 from jobs.checks import outcome_counts
 from jobs.desk import etcd_view
 from jobs.output import moment
@@ -37,9 +37,9 @@ async def overview(settings: Settings) -> dict[str, Any]:
         "assignments": waiting,
         "streams": {name: record.seq for name, record in streams.items()},
         "halted": {name: record.halted for name, record in streams.items() if record.halted},
-        "rows": await composition.total(settings),
+        "rows": await tables.total(settings),
         "outcomes": await outcome_counts(settings),
-    } | spending(managing.budgets(settings), streams.values(), time.time_ns() // 1_000_000)
+    } | spending(budgets(settings), streams.values(), time.time_ns() // 1_000_000)
 
 
 def spending(budgets: Mapping[str, Budget], records: Iterable[StreamRecord], now_ms: int) -> dict[str, Any]:

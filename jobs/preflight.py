@@ -17,7 +17,7 @@ async def before_signing(settings: Settings) -> None:
 
     Raises UsageError, SecretFileError, InputFileError, SettingError, DeploymentHalted, DependencyDown.
     """
-    from actors import composition
+    from actors.composition import bus, tables
     from jobs.desk import etcd_client
     from pipeline.adapters.policies import policy_of
     from pipeline.assignment import startup
@@ -25,7 +25,7 @@ async def before_signing(settings: Settings) -> None:
     from pipeline.stages import intake
 
     paths = Paths(settings.deployment)
-    await composition.total(settings)
+    await tables.total(settings)
     async with etcd_client(settings) as store:
         leader, genesis = await store.get(paths.leader), await store.get(paths.genesis)
         view = await startup.load(store, paths)
@@ -37,7 +37,7 @@ async def before_signing(settings: Settings) -> None:
             policy_of(source.policy_file)
     intake.load_keks(settings.kek_path, view)
     used = frozenset(stream.source for stream, held in view.streams.items() if held.record.seq > 0)
-    async with composition.topics(settings) as topics:
+    async with bus.topics(settings) as topics:
         await topics.require(used)
 
 

@@ -57,11 +57,10 @@ def recover(
 
 async def rebuild(settings: Settings) -> list[Difference]:
     """Make etcd as it must be; what was changed. Raises NotLeader, DeploymentHalted, DependencyDown."""
-    from actors import composition
-    from actors.composition import recovering
+    from actors.composition import bus, recovering
 
     used = await _used(settings)
-    async with composition.topics(settings) as topics:
+    async with bus.topics(settings) as topics:
         await topics.prepare(settings.deployment, settings.sources, used)
     async with recovering.recovery(settings) as recovery:
         return await recovery.repair()
@@ -97,12 +96,12 @@ async def _used(settings: Settings) -> frozenset[str]:
 
 async def _with_topics(settings: Settings) -> tuple[Settings, bool]:
     """Without the sources that were never signed for; and whether anything ever was. Raises DeploymentHalted."""
-    from actors import composition
+    from actors.composition import bus
     from pipeline.adapters.kafka import Topics
 
     used = await _used(settings)
     names = Topics(settings.kafka.topic_prefix)
-    async with composition.topics(settings) as topics:
+    async with bus.topics(settings) as topics:
         await topics.require(used)
         present = await topics.names()
     known = [source for source in settings.sources if names.batches(source.name) in present]

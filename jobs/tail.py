@@ -78,15 +78,15 @@ def first_offset(begin: str) -> FirstOffset:
 
 async def follow(settings: Settings, view: View) -> None:
     """Print until the limit. Raises UsageError without topics, BusUnavailable, BrokenPipeError."""
-    from actors import composition
+    from actors.composition import bus
     from pipeline.adapters.batch_log import KafkaBatchLog
     from pipeline.adapters.follower import KafkaFollower
 
-    outlets = composition.outlets(settings)
+    outlets = bus.outlets(settings)
     chosen = {Status.SIGNED: [outlets.signed], Status.REJECTED: [outlets.rejected]}
     topics = chosen.get(view.status, [outlets.signed, outlets.rejected])
     async with AsyncExitStack() as stack:
-        admin = await stack.enter_async_context(composition.topics(settings))
+        admin = await stack.enter_async_context(bus.topics(settings))
         if missing := set(topics) - set(await admin.names()):
             raise UsageError(f"topic {min(missing)} is not there.", hint="The first `oncesign sign` makes it.")
         log = KafkaBatchLog(settings.kafka, settings.deployment)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, fi
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.errors import SettingError
+from pipeline.ethereum.rules import CHAIN_ID_MAX
 from pipeline.stream import SOURCE_NAME
 
 ENV_PREFIX: Final = "ONCESIGN_"
@@ -96,7 +97,7 @@ class SourceSettings(Section):
 
     name: str = "payouts"
     table: str = "transactions"
-    chain_id: int = Field(1, ge=1, le=2**63 - 37, description="v must fit 64 bits (EIP-2294)")
+    chain_id: int = Field(1, ge=1, le=CHAIN_ID_MAX, description="v must fit 64 bits (EIP-2294)")
     shards: int = Field(8, ge=1, le=64, description="fixed when the source is made: shard = id % shards")
     policy_file: Path | None = Field(None, description="TOML: which rows may be signed; see docs/custody.md")
 

@@ -8,7 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from actors import composition
-from actors.composition import consuming, managing, reading, sweeping
+from actors.composition import bus, consuming, reading, sweeping, tables
+from actors.composition.budgets import budgets
 from pipeline.adapters.etcd import EtcdStore
 from pipeline.adapters.ledger import PostgresLedger
 from pipeline.assignment.manager import KeyManager
@@ -103,13 +104,13 @@ async def running(settings: Settings, kek: Kek | KekRing, keys: int = 4) -> Asyn
         stack.push_async_callback(store.close)
         ledger = PostgresLedger(settings.postgres)
         stack.push_async_callback(ledger.close)
-        manager = Manager(store, ledger, CLOCK, settings, budgets=managing.budgets(settings))
+        manager = Manager(store, ledger, CLOCK, settings, budgets=budgets(settings))
         await manager.start()
         stack.push_async_callback(manager.stop)
         if not await manager.list_keys():
             await add_keys(manager, kek, keys, settings.sources[0].chain_id)
-        admin = await stack.enter_async_context(composition.topics(settings))
-        await composition.prepare(settings, manager, admin)
+        admin = await stack.enter_async_context(bus.topics(settings))
+        await tables.prepare(settings, manager, admin)
         signers = OneSigner(Signer("signer-0", ledger, kek, NativeKernel(), CLOCK, settings.signing))
         [place] = composition.reader_places(settings)
         readers = await stack.enter_async_context(reading.readers(settings, place.source, place.shards, manager))

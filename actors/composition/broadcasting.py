@@ -7,7 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from pydantic import SecretStr
 
-from actors.composition import CLOCK, batch_log
+from actors.composition import CLOCK
+from actors.composition.bus import batch_log
 from pipeline.adapters.blobs import BlobDirectory
 from pipeline.adapters.broadcasts import PostgresBroadcasts
 from pipeline.adapters.node import RpcNode

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from actors.composition import CLOCK, batch_log, outlets
+from actors.composition import CLOCK
+from actors.composition.bus import batch_log, outlets
 from pipeline.adapters.batch_subscription import KafkaBatchSubscription
 from pipeline.adapters.kafka import Topics
 from pipeline.adapters.round_writer import KafkaRoundWriter

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
-from actors.composition import CLOCK, table_of
+from actors.composition import CLOCK
+from actors.composition.tables import table_of
 from pipeline.adapters.policies import PostgresPolicies, policy_text
 from pipeline.adapters.stream_writer import KafkaStreamWriter
 from pipeline.ethereum.policy import Policy

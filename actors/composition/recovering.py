@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from actors.composition import CLOCK, batch_log, outlets, tables_of
+from actors.composition import CLOCK
+from actors.composition.bus import batch_log, outlets
+from actors.composition.tables import tables_of
 from pipeline.adapters.etcd import EtcdStore
 from pipeline.adapters.kafka import Topics
 from pipeline.adapters.ledger import PostgresLedger

@@ -18,6 +18,7 @@ from pipeline.ethereum.columns import Columns, Extras
 from pipeline.ethereum.digest import digest
 from pipeline.ethereum.ipc import read_fields, read_ipc, write_ipc
 from pipeline.ethereum.reasons import Reason
+from pipeline.ethereum.rules import CHAIN_ID_MAX
 from pipeline.stream import START, Cursor, Stream
 
 CODEC: Final = 1
@@ -25,9 +26,6 @@ POLICY_CODEC: Final = 2
 """Of a batch that a policy was applied to: its header has the policy's version, in the metadata and in the digest."""
 WIDE_CODEC: Final = 3
 """Of a batch that is cut by sender, or has what only blob and set-code transactions have: the columns of WIDE."""
-
-CHAIN_ID_MAX: Final = 2**63 - 37
-"""So that v = 35 + 2 · chain id + 1 fits 64 bits everywhere (EIP-2294)."""
 
 ACCESS_LIST: Final = pa.list_(
     pa.struct(

@@ -10,6 +10,9 @@ from typing import Final
 RULES_VERSION: Final = 1
 WIDE_RULES_VERSION: Final = 2
 
+CHAIN_ID_MAX: Final = 2**63 - 37
+"""So that v = 35 + 2 · chain id + 1 fits 64 bits everywhere (EIP-2294)."""
+
 TX_GAS: Final = 21_000  # Yellow Paper, G_transaction
 CREATE_GAS: Final = 32_000  # G_txcreate, EIP-2
 ZERO_BYTE_GAS: Final = 4

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints
 
 from pipeline.assignment.key_life import GROUP_MAX
 from pipeline.assignment.records import KeyState, Record
-from pipeline.ethereum.batch import CHAIN_ID_MAX
+from pipeline.ethereum.rules import CHAIN_ID_MAX
 
 DEADLINE_S_MAX: Final = 60.0
 LIST_MAX: Final = 10_000

@@ -28,7 +28,7 @@ import psycopg
 from pydantic import SecretStr
 
 from actors import composition
-from actors.composition import consuming, managing, reading, signing, sweeping, verifying
+from actors.composition import bus, consuming, managing, reading, signing, sweeping, tables, verifying
 from jobs.chaos.evidence import breaches
 from jobs.recovery import rebuild
 from pipeline import effects
@@ -254,8 +254,8 @@ class Life:
             secrets = [hashlib.sha256(name).digest() for name in names]
             sealed = [(address_of(secret), kek.seal(secret, address_of(secret))) for secret in secrets]
             await desk.import_keys([(chain_id, address, key, 0) for address, key in sealed])
-        async with composition.topics(self.settings) as admin:
-            await composition.prepare(self.settings, desk, admin)
+        async with bus.topics(self.settings) as admin:
+            await tables.prepare(self.settings, desk, admin)
 
     async def _start(self, desk: Desk) -> None:
         settings = self.settings

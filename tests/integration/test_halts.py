@@ -11,8 +11,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from pydantic import SecretStr
 
-from actors import composition
-from actors.composition import verifying
+from actors.composition import bus, verifying
 from jobs.recovery import let_go_on
 from pipeline.adapters.batch_log import KafkaBatchLog
 from pipeline.adapters.etcd import EtcdStore
@@ -257,7 +256,7 @@ async def test_a_deleted_topic_of_signed_batches_is_never_made_anew(
     with pytest.raises(DeploymentHalted, match="is gone"):
         async with running(settings, kek):
             pass
-    async with composition.topics(settings) as topics:
+    async with bus.topics(settings) as topics:
         assert signed not in await topics.names()
 
 

@@ -34,7 +34,7 @@ async def test_a_postgres_that_is_away_is_told_once_and_waited_for(
     async def total(_: Settings) -> int:
         return SIGNED
 
-    monkeypatch.setattr("actors.composition.total", total)
+    monkeypatch.setattr("actors.composition.tables.total", total)
     driver = Driver(Settings(), Wish(until_drained=False, verify=False), "job")
     ledger = cast("PostgresLedger", Ledger())
     for _ in range(3):

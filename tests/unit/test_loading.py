@@ -16,8 +16,8 @@ SERVER = "pipeline.service.server"
     ("module", "loaded"),
     [
         ("jobs.commands", set()),
-        ("actors.signer", {"ray", "numba", "pyarrow", "confluent_kafka"}),
-        ("actors.key_manager", {"ray", "pyarrow", "aiohttp", "confluent_kafka", SERVER}),
+        ("actors.signer", {"ray", "numba", "pyarrow"}),
+        ("actors.key_manager", {"ray", "aiohttp", SERVER}),
     ],
 )
 def test_a_process_loads_what_it_needs(module: str, loaded: set[str]) -> None:

@@ -1,0 +1,35 @@
+"""The topics of a deployment: who administers them, what is in them, and where records go."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from pipeline.adapters.batch_log import KafkaBatchLog
+from pipeline.adapters.kafka import Topics
+from pipeline.adapters.topics import TopicAdmin
+from pipeline.settings import Settings
+from pipeline.stages.publication import Outlets
+
+
+@asynccontextmanager
+async def topics(settings: Settings) -> AsyncIterator[TopicAdmin]:
+    """The admin client of the deployment's topics."""
+    admin = TopicAdmin(settings.kafka)
+    try:
+        yield admin
+    finally:
+        await admin.close()
+
+
+def outlets(settings: Settings) -> Outlets:
+    """Where signed and rejected go."""
+    names = Topics(settings.kafka.topic_prefix)
+    return Outlets(names.signed, names.rejected, settings.kafka.signed_partitions)
+
+
+def batch_log(stack: AsyncExitStack, settings: Settings) -> KafkaBatchLog:
+    """The records of the deployment's topics, closed with the stack."""
+    log = KafkaBatchLog(settings.kafka, settings.deployment)
+    stack.push_async_callback(log.close)
+    return log
