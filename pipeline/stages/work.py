@@ -95,7 +95,7 @@ class Queues:
         """NEW batches that nothing of their own partition is asked ahead of, the partitions in turn.
 
         A stream's requests must reach the key manager in the order of its chain, so a partition with an unanswered
-        request gives nothing.
+        request gives nothing. One that gives goes behind the others: `most` may be smaller than their number each time.
         """
         fresh = [
             [work for work in queue if work.state is State.NEW]
@@ -107,6 +107,8 @@ class Queues:
         while len(chosen) < most and any(depth < len(queue) for queue in fresh):
             chosen += [queue[depth] for queue in fresh if depth < len(queue)]
             depth += 1
+        for work in chosen[:most]:
+            self.by_partition[work.partition] = self.by_partition.pop(work.partition)
         return chosen[:most]
 
     def next_round(self, bytes_max: int) -> Round | None:

@@ -40,6 +40,16 @@ def test_partitions_are_asked_for_in_turn_and_each_in_order() -> None:
     assert seqs(queues.to_assign(3)) == [(0, 1), (1, 1), (0, 2)]
 
 
+def test_a_partition_with_much_to_do_keeps_no_other_waiting() -> None:
+    queues, _ = filled(*((partition, seq) for partition in range(3) for seq in (1, 2, 3)))
+    asked = []
+    for _ in range(5):
+        [made] = queues.to_assign(1)
+        made.state = State.SIGNING
+        asked.append(made)
+    assert seqs(asked) == [(0, 1), (1, 1), (2, 1), (0, 2), (1, 2)]
+
+
 def test_a_partition_with_an_unanswered_request_gives_nothing() -> None:
     queues, works = filled((0, 1), (0, 2), (1, 1))
     works[0, 1].state = State.ASKED
