@@ -29,8 +29,6 @@ RATE_S: Final = 10.0
 """Rates are taken over so long."""
 
 REPORTS_MAX: Final = 64
-HISTORY_S: Final = 0.3
-"""What a job has said before comes first, in pieces that follow each other quicker than this."""
 
 ENTRY_POINT: Final = "jobs.sign"
 STAGES: Final = {"read": "reader", "signed": "signers", "published": "consumer", "verified": "verifier"}
@@ -97,13 +95,14 @@ async def reports(settings: Settings, address: str) -> AsyncGenerator[dict[str, 
     place = submission.there(address) if address else _own(settings)
     client = submission.client_of(place)
     job = _job(client, settings.deployment)
-    rest, came_s = "", time.monotonic()
+    rest, come = "", 0
     try:
+        before = len(client.get_job_logs(job))  # which come once more, in pieces
         async for chunk in client.tail_job_logs(job):
-            waited_s, came_s = time.monotonic() - came_s, time.monotonic()
+            come += len(chunk)
             *lines, rest = (rest + chunk).split("\n")
             said = [fields["progress"] for line in lines if "progress" in (fields := submission.json_of(line) or {})]
-            if said and waited_s > HISTORY_S:
+            if said and come >= before:
                 yield said[-1]
     except (OSError, RuntimeError) as error:
         raise RayUnavailable(submission.first_line(error), address=place.dashboard) from error

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from jobs.top import RATE_S, STAGES, Rates, page
+from jobs.submission import Place
+from jobs.top import RATE_S, STAGES, Rates, page, reports
+from pipeline.settings import Settings
 from tests.command_line import in_process
 
 REPORT: dict[str, Any] = {
@@ -63,6 +67,30 @@ def test_what_needs_an_operator_is_said() -> None:
     assert "stream payouts/3 is halted: another digest" in shown
     assert "no key for chain 5" in shown
     assert "2 VIOLATIONS; run: oncesign verify" in shown
+
+
+class Client:
+    """A job's log, whose pieces come slowly."""
+
+    def __init__(self, before: list[str], after: list[str]) -> None:
+        self._before, self._after = before, after
+
+    def get_job_logs(self, _job: str) -> str:
+        return "".join(self._before)
+
+    async def tail_job_logs(self, _job: str) -> AsyncIterator[str]:
+        for piece in self._before + self._after:
+            await asyncio.sleep(0.4)
+            yield piece
+
+
+async def test_what_a_job_has_said_before_is_not_shown_as_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [f'{{"progress": {{"rounds": {number}}}}}\n' for number in range(5)]
+    client = Client([lines[0], lines[1] + lines[2][:9], lines[2][9:]], [lines[3], lines[4]])
+    monkeypatch.setattr("jobs.top._own", lambda _: Place("here", "", "", {}))
+    monkeypatch.setattr("jobs.submission.client_of", lambda _: client)
+    monkeypatch.setattr("jobs.top._job", lambda *_: "job")
+    assert [report["rounds"] async for report in reports(Settings(), "")] == [2, 3, 4]
 
 
 @pytest.mark.parametrize(
