@@ -49,8 +49,9 @@ def main() -> None:
     arguments = parser.parse_args()
     kinds = [kind for kind in faults.KINDS if not arguments.only or kind.name in arguments.only]
     report: dict[str, Any] = {"ok": False}
-    keep = arguments.keep or exists()
+    keep = True
     try:
+        keep = arguments.keep or exists()
         if arguments.image:
             say("building and loading the image")
             subprocess.run(arguments.image, shell=True, check=True, cwd=checkout(), timeout=IMAGE_TIMEOUT_S)  # noqa: S602 - the caller's own command

@@ -23,6 +23,7 @@ CLUSTER: Final = "oncesign"
 CALL_TIMEOUT_S: Final = 60.0
 LOOK_S: Final = 0.5
 FORWARD_TIMEOUT_S: Final = 10.0
+GONE_TIMEOUT_S: Final = 180.0
 ACTORS_MAX: Final = 1000
 COMPLAINTS: Final = frozenset({"BackOff", "Failed", "OOMKilling", "Evicted"})
 ENDED: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED})
@@ -60,8 +61,13 @@ def until(what: str, true: Callable[[], bool], timeout_s: float, every_s: float 
 
 
 def exists() -> bool:
-    """Whether somebody has made the namespace before."""
-    return bool(kubectl("get", "namespace", NAME, "--ignore-not-found", "-o", "name").strip())
+    """Whether somebody has made the namespace before; one that is being deleted is waited for. Raises KubeError."""
+    until(f"the end of the last namespace {NAME}", lambda: _phase() != "Terminating", GONE_TIMEOUT_S)
+    return bool(_phase())
+
+
+def _phase() -> str:
+    return kubectl("get", "namespace", NAME, "--ignore-not-found", "-o", "jsonpath={.status.phase}").strip()
 
 
 def pods(selector: str) -> list[dict[str, Any]]:
