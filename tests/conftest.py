@@ -33,18 +33,10 @@ KEPT = ("ONCESIGN_CACHE_DIR",)
 PROCESSOR = ("tests/manifests/", "tests/simulation/", "tests/unit/", "tests/vectors/")
 """Folders of tests that need nothing but a processor."""
 
-WHOLE = (
-    "tests/chaos/",
-    "tests/integration/test_broadcast",
-    "tests/integration/test_metrics.py",
-    "tests/integration/test_pipeline.py",
-    "tests/integration/test_placed",
-    "tests/integration/test_recovery.py",
-)
-"""Tests of whole pipelines, which take about as long as all others with servers."""
+ASIDE = ("notebooks/", "tests/contract/", "tests/integration/test_readme.py")
+"""Others that run in the process of those, before them, so that both sides take as long."""
 
-SIDES = 3
-NICENESS = 10
+LOWEST = 19
 
 COMPILE = "from pipeline.ethereum import kernel; kernel.warm()"
 COMPILE_TIMEOUT_S = 600
@@ -64,43 +56,42 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         compiling.wait(COMPILE_TIMEOUT_S)
 
 
-class ThreeSides(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
-    """With `-n 3`: two processes that often wait for servers, and one that takes what they leave of two processors."""
+class TwoSides(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
+    """With `-n 2`: what needs a processor beside all the rest, which mostly waits for servers."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return side(nodeid)
+        return "processor" if nodeid.startswith(PROCESSOR + ASIDE) else "servers"
 
 
-def side(nodeid: str) -> str:
-    """Which process runs it."""
-    if nodeid.startswith(PROCESSOR):
-        return "processor"
-    return "whole" if nodeid.startswith(WHOLE) else "servers"
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ThreeSides:
-    return ThreeSides(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoSides:
+    return TwoSides(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those at the lowest priority last: a process does not come back from there."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=_turn)
 
 
 def _turn(item: pytest.Item) -> int:
-    """Notebooks and chaos both take two processors, so they begin and end."""
-    if item.nodeid.startswith("notebooks/"):
-        return 0
-    if "groups" in getattr(item, "fixturenames", ()):  # its cluster stays until the session ends
+    """What keeps two processors busy goes late, when the other side is at the lowest priority."""
+    if item.nodeid.startswith(PROCESSOR):
         return 3
-    return 2 if item.nodeid.startswith("tests/chaos/") else 1
+    if "groups" in getattr(item, "fixturenames", ()):  # its cluster stays until the session ends
+        return 2
+    return int(item.nodeid.startswith("tests/chaos/"))
+
+
+STACKS: list[Stack] = []
+"""Servers of the session."""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A process does not come back from there, so only one that has nothing else to run goes there."""
-    alone = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) >= SIDES
-    if alone and side(item.nodeid) == "processor":
-        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+    """A process that has come to such tests has no others any more, needs no server, and takes what those leave."""
+    if "PYTEST_XDIST_WORKER" in os.environ and item.nodeid.startswith(PROCESSOR):
+        os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
+        while STACKS:
+            STACKS.pop().down()
 
 
 @pytest.fixture(autouse=True)
@@ -117,8 +108,9 @@ def servers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def serving(folder: Path, server: str) -> Iterator[StackRecord]:
-    """One server, until the end of the block."""
+    """One server, until the end of the block at the latest."""
     stack = Stack(folder / server)
+    STACKS.append(stack)
     try:
         yield stack.up(servers=(server,))
     finally:
