@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
+
 from pipeline.local.etcd import EtcdMember
 from pipeline.local.server import free_ports
 from pipeline.settings import EtcdSettings
@@ -71,7 +73,12 @@ class EtcdProcess:
         return True
 
     def freeze(self) -> None:
+        """Returns when it stands still: a thread on another processor may answer meanwhile."""
         self._signal(signal.SIGSTOP)
+        assert self._process is not None
+        threads = psutil.Process(self._process.pid).threads
+        while any(psutil.Process(thread.id).status() != psutil.STATUS_STOPPED for thread in threads()):
+            time.sleep(0.01)
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
