@@ -101,7 +101,6 @@ def export(
 async def write(settings: Settings, wanted: Wanted, sink: IO[bytes]) -> Summary:
     """Write all of it. Raises ViolationFound, MalformedBatch, DependencyDown, SettingError."""
     from actors.composition import bus, tables
-    from pipeline.adapters.batch_log import KafkaBatchLog
     from pipeline.adapters.decided import PostgresDecided
     from pipeline.export.formats import WRITERS
     from pipeline.export.records import SignedRecords
@@ -110,8 +109,7 @@ async def write(settings: Settings, wanted: Wanted, sink: IO[bytes]) -> Summary:
     count = RowCount()
     async with AsyncExitStack() as stack:
         topics = await stack.enter_async_context(bus.topics(settings))
-        log = KafkaBatchLog(settings.kafka, settings.deployment)
-        stack.push_async_callback(log.close)
+        log = bus.batch_log(stack, settings)
         records = SignedRecords(log, topics.names)
         stack.push_async_callback(records.close)
         decided = PostgresDecided(settings.postgres, wanted.source, wanted.status)

@@ -79,7 +79,6 @@ def first_offset(begin: str) -> FirstOffset:
 async def follow(settings: Settings, view: View) -> None:
     """Print until the limit. Raises UsageError without topics, BusUnavailable, BrokenPipeError."""
     from actors.composition import bus
-    from pipeline.adapters.batch_log import KafkaBatchLog
     from pipeline.adapters.follower import KafkaFollower
 
     outlets = bus.outlets(settings)
@@ -89,8 +88,7 @@ async def follow(settings: Settings, view: View) -> None:
         admin = await stack.enter_async_context(bus.topics(settings))
         if missing := set(topics) - set(await admin.names()):
             raise UsageError(f"topic {min(missing)} is not there.", hint="The first `oncesign sign` makes it.")
-        log = KafkaBatchLog(settings.kafka, settings.deployment)
-        stack.push_async_callback(log.close)
+        log = bus.batch_log(stack, settings)
         follower = KafkaFollower(settings.kafka, settings.deployment)
         stack.push_async_callback(follower.close)
         await follower.begin([place for topic in topics for place in await _places(log, topic, view.first_offset)])
