@@ -109,7 +109,7 @@ async def write(settings: Settings, wanted: Wanted, sink: IO[bytes]) -> Summary:
     count = RowCount()
     async with AsyncExitStack() as stack:
         topics = await stack.enter_async_context(bus.topics(settings))
-        log = bus.batch_log(stack, settings)
+        log = await stack.enter_async_context(bus.batch_log(settings))
         records = SignedRecords(log, topics.names)
         stack.push_async_callback(records.close)
         decided = PostgresDecided(settings.postgres, wanted.source, wanted.status)

@@ -25,7 +25,6 @@ from jobs import keys, rows, servers
 from jobs.chaos.signing import ERROR, PROGRESS, Signing, oncesign
 from jobs.desk import etcd_client, etcd_view
 from jobs.loading import load_settings
-from pipeline.adapters.batch_log import KafkaBatchLog
 from pipeline.adapters.etcd_history import Change, EtcdHistory
 from pipeline.adapters.postgres import uri
 from pipeline.adapters.postgres_source import driver
@@ -212,26 +211,20 @@ def changes(kind: Kind, after: Mark = BEGINNING) -> pd.DataFrame:
 async def _ends(settings: Settings) -> dict[str, tuple[int, ...]]:
     async with bus.topics(settings) as topics:
         names = [name for name in await topics.names() if name.startswith(f"{settings.kafka.topic_prefix}.")]
-    log = KafkaBatchLog(settings.kafka, settings.deployment)
-    try:
+    async with bus.batch_log(settings) as log:
         return {name: await log.ends(name) for name in names}
-    finally:
-        await log.close()
 
 
 async def _records(settings: Settings, topic: str, after: Mark) -> list[tuple[object, ...]]:
     name = f"{settings.kafka.topic_prefix}.{topic}"
-    log = KafkaBatchLog(settings.kafka, settings.deployment)
     found: list[tuple[object, ...]] = []
-    try:
+    async with bus.batch_log(settings) as log:
         starts, ends = await log.starts(name), await log.ends(name)
         seen = after.offsets.get(name, starts)
         for partition, (start, end) in enumerate(zip(map(max, starts, seen), ends, strict=True)):
             async for message in log.scan(name, partition, start, end):
                 one = (partition, message.place.offset, message.unix_ms, message.key, message.value)
                 found.append(one)
-    finally:
-        await log.close()
     return found
 
 

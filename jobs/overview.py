@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from actors.composition import tables
+from actors.composition import bus, tables
 from actors.composition.budgets import budgets
 from jobs.checks import outcome_counts
 from jobs.desk import etcd_view
 from jobs.output import moment
-from pipeline.adapters.batch_log import KafkaBatchLog
 from pipeline.adapters.broadcasts import PostgresBroadcasts
 from pipeline.adapters.ledger import PostgresLedger
 from pipeline.adapters.outcomes import PostgresOutcomes
@@ -124,16 +123,13 @@ async def _ledger_row(settings: Settings, stream: Stream, seq: int) -> dict[str,
 
 
 async def _signed(settings: Settings, outcome: Any, tx_id: int) -> dict[str, Any] | None:
-    log = KafkaBatchLog(settings.kafka, settings.deployment)
     offset = outcome["kafka_offset"]
-    try:
+    async with bus.batch_log(settings) as log:
         async for message in log.scan(outcome["topic"], outcome["partition"], offset, offset + 1):
             for row in SignedRecord.decode(message.value).rows.to_pylist():
                 if row["tx_id"] == tx_id:
                     tx = decode(row["raw"])
                     return {"key": tx.sender, "nonce": tx.nonce, "hash": _plain(tx.hash), "raw": _plain(row["raw"])}
-    finally:
-        await log.close()
     return None
 
 

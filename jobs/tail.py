@@ -88,7 +88,7 @@ async def follow(settings: Settings, view: View) -> None:
         admin = await stack.enter_async_context(bus.topics(settings))
         if missing := set(topics) - set(await admin.names()):
             raise UsageError(f"topic {min(missing)} is not there.", hint="The first `oncesign sign` makes it.")
-        log = bus.batch_log(stack, settings)
+        log = await stack.enter_async_context(bus.batch_log(settings))
         follower = KafkaFollower(settings.kafka, settings.deployment)
         stack.push_async_callback(follower.close)
         await follower.begin([place for topic in topics for place in await _places(log, topic, view.first_offset)])

@@ -44,5 +44,6 @@ async def broadcaster(settings: Settings, url: SecretStr) -> AsyncIterator[Broad
         broadcasts = PostgresBroadcasts(settings.postgres)
         stack.push_async_callback(broadcasts.close)
         blobs = BlobDirectory(settings.broadcast.blobs_dir)
-        ports = BroadcasterPorts(client, blobs, batch_log(stack, settings), broadcasts, CLOCK)
+        log = await stack.enter_async_context(batch_log(settings))
+        ports = BroadcasterPorts(client, blobs, log, broadcasts, CLOCK)
         yield Broadcaster(ports, chain_id, settings.broadcast)

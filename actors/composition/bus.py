@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 from pipeline.adapters.batch_log import KafkaBatchLog
 from pipeline.adapters.kafka import Topics
@@ -28,8 +28,11 @@ def outlets(settings: Settings) -> Outlets:
     return Outlets(names.signed, names.rejected, settings.kafka.signed_partitions)
 
 
-def batch_log(stack: AsyncExitStack, settings: Settings) -> KafkaBatchLog:
-    """The records of the deployment's topics, closed with the stack."""
+@asynccontextmanager
+async def batch_log(settings: Settings) -> AsyncIterator[KafkaBatchLog]:
+    """The records of the deployment's topics."""
     log = KafkaBatchLog(settings.kafka, settings.deployment)
-    stack.push_async_callback(log.close)
-    return log
+    try:
+        yield log
+    finally:
+        await log.close()

@@ -35,6 +35,6 @@ async def consumer(
         stack.push_async_callback(subscription.close)
         writer = KafkaRoundWriter(settings.kafka, f"{settings.deployment}-consumer-{slot}")
         stack.push_async_callback(writer.close)
-        log = batch_log(stack, settings)
+        log = await stack.enter_async_context(batch_log(settings))
         ports = ConsumerPorts(subscription, writer, assigner, signers, log, CLOCK, telemetry)
         yield BatchConsumer(worker, ports, Admission(chain_ids, source_of_topic), outlets(settings), settings.pool)

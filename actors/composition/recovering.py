@@ -44,7 +44,8 @@ async def recovery(settings: Settings) -> AsyncIterator[Recovery]:
         tables = await tables_of(stack, settings)
         chain_ids = {source.name: source.chain_id for source in settings.sources}
         admission = Admission(chain_ids, {names.batches(source.name): source.name for source in settings.sources})
-        found = RemainsPorts(ledger, batch_log(stack, settings), outcomes, tables, streams)
+        log = await stack.enter_async_context(batch_log(settings))
+        found = RemainsPorts(ledger, log, outcomes, tables, streams)
         remains = Remains(found, settings.sources, admission, outlets(settings), settings.node)
         ports = RecoveryPorts(store, found, rounds, CLOCK)
         yield Recovery(settings.deployment, settings.node, ports, remains, settings.etcd, names.signed)

@@ -28,6 +28,6 @@ async def sweeper(settings: Settings, worker: Worker, desk: Desk, signers: Signe
         batch_topics = {source.name: names.batches(source.name) for source in settings.sources}
         policies = PostgresPolicies(settings.postgres)
         stack.push_async_callback(policies.close)
-        log = batch_log(stack, settings)
+        log = await stack.enter_async_context(batch_log(settings))
         ports = SweeperPorts(desk, signers, log, writer, tables, policies, batch_topics, CLOCK)
         yield Sweeper(worker, ports, outlets(settings))

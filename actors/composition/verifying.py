@@ -29,5 +29,6 @@ async def verifier(settings: Settings, telemetry: Telemetry = SILENT) -> AsyncIt
         stack.push_async_callback(outcomes.close)
         policies = PostgresPolicies(settings.postgres)
         stack.push_async_callback(policies.close)
-        ports = VerifierPorts(batch_log(stack, settings), tables, ledger, outcomes, policies, CLOCK, telemetry)
+        log = await stack.enter_async_context(batch_log(settings))
+        ports = VerifierPorts(log, tables, ledger, outcomes, policies, CLOCK, telemetry)
         yield Verifier(ports, settings.sources, (names.signed, names.rejected))

@@ -8,8 +8,8 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
+from actors.composition import bus
 from jobs.desk import etcd_view
-from pipeline.adapters.batch_log import KafkaBatchLog
 from pipeline.adapters.kafka import Topics
 from pipeline.adapters.postgres import connection_string
 from pipeline.assignment.records import KeyState
@@ -47,15 +47,12 @@ async def breaches(settings: Settings, violations: list[str]) -> list[str]:
 
 async def _records(settings: Settings, topic: str) -> list[Message]:
     """All that is committed."""
-    log = KafkaBatchLog(settings.kafka, settings.deployment)
-    try:
+    async with bus.batch_log(settings) as log:
         starts, ends = await log.starts(topic), await log.ends(topic)
         found = []
         for partition, (start, end) in enumerate(zip(starts, ends, strict=True)):
             found += [message async for message in log.scan(topic, partition, start, end)]
         return found
-    finally:
-        await log.close()
 
 
 def _rest(
