@@ -38,7 +38,7 @@ demo: $(STAMP)  ## Sign and verify TX=100000 mocked transactions end to end on r
 	@$(BIN)/oncesign demo --count $(TX)
 
 test: $(STAMP)  ## Run all tests; etcd, Postgres, Kafka and Ray are started for them.
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 3
 
 proof: $(STAMP)  ## Run every layer of docs/proof.md for long: HOURS=1 for chaos and seeds, and an hour or so for the rest.
 	@$(BIN)/python -m pytest tests/simulation/test_model.py

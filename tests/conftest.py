@@ -33,10 +33,17 @@ KEPT = ("ONCESIGN_CACHE_DIR",)
 PROCESSOR = ("tests/manifests/", "tests/simulation/", "tests/unit/", "tests/vectors/")
 """Folders of tests that need nothing but a processor."""
 
-ASIDE = ("notebooks/", "tests/contract/", "tests/integration/test_readme.py")
-"""Others that run in the process of those, before them, so that both sides take as long."""
+WHOLE = (
+    "tests/chaos/",
+    "tests/integration/test_broadcast",
+    "tests/integration/test_pipeline.py",
+    "tests/integration/test_placed",
+    "tests/integration/test_recovery.py",
+)
+"""Tests of whole pipelines, which take about as long as all others with servers."""
 
-LOWEST = 19
+SIDES = 3
+NICENESS = 10
 
 COMPILE = "from pipeline.ethereum import kernel; kernel.warm()"
 COMPILE_TIMEOUT_S = 600
@@ -56,42 +63,43 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         compiling.wait(COMPILE_TIMEOUT_S)
 
 
-class TwoSides(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
-    """With `-n 2`: what needs a processor beside all the rest, which mostly waits for servers."""
+class ThreeSides(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
+    """With `-n 3`: two processes that often wait for servers, and one that takes what they leave of two processors."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "processor" if nodeid.startswith(PROCESSOR + ASIDE) else "servers"
+        return side(nodeid)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoSides:
-    return TwoSides(config, log)
+def side(nodeid: str) -> str:
+    """Which process runs it."""
+    if nodeid.startswith(PROCESSOR):
+        return "processor"
+    return "whole" if nodeid.startswith(WHOLE) else "servers"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ThreeSides:
+    return ThreeSides(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those at the lowest priority last: a process does not come back from there."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=_turn)
 
 
 def _turn(item: pytest.Item) -> int:
-    """What keeps two processors busy goes late, when the other side is at the lowest priority."""
-    if item.nodeid.startswith(PROCESSOR):
-        return 3
+    """Notebooks and chaos both take two processors, so they begin and end."""
+    if item.nodeid.startswith("notebooks/"):
+        return 0
     if "groups" in getattr(item, "fixturenames", ()):  # its cluster stays until the session ends
-        return 2
-    return int(item.nodeid.startswith("tests/chaos/"))
-
-
-STACKS: list[Stack] = []
-"""Servers of the session."""
+        return 3
+    return 2 if item.nodeid.startswith("tests/chaos/") else 1
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A process that has come to such tests has no others any more, needs no server, and takes what those leave."""
-    if "PYTEST_XDIST_WORKER" in os.environ and item.nodeid.startswith(PROCESSOR):
-        os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
-        while STACKS:
-            STACKS.pop().down()
+    """A process does not come back from there, so only one that has nothing else to run goes there."""
+    alone = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) >= SIDES
+    if alone and side(item.nodeid) == "processor":
+        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
 
 
 @pytest.fixture(autouse=True)
@@ -108,9 +116,8 @@ def servers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def serving(folder: Path, server: str) -> Iterator[StackRecord]:
-    """One server, until the end of the block at the latest."""
+    """One server, until the end of the block."""
     stack = Stack(folder / server)
-    STACKS.append(stack)
     try:
         yield stack.up(servers=(server,))
     finally:
