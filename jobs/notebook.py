@@ -118,7 +118,7 @@ def kill(name: str, running: Signing, address: str = "") -> pd.Timestamp:
     if address:
         from jobs import submission  # loads Ray
 
-        done = submission.run(address, f"jobs.accident {name} --busy", ACCIDENT_TIMEOUT_S)
+        done = _aside(submission.run, address, f"jobs.accident {name} --busy", ACCIDENT_TIMEOUT_S)
         return pd.Timestamp(done["at_s"], unit="s", tz="UTC")
     pid = running.pid(name)
     if pid is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import aiohttp
 import orjson
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -17,8 +19,9 @@ from actors.cluster import Cluster
 from actors.composition import signer_count
 from pipeline.errors import NotLeader, OncesignError, RayUnavailable, RuntimeFault
 from pipeline.settings import ENV_PREFIX, Settings
+from pipeline.stages.loops import cancel
 
-LOOK_S: Final = 1.0
+LOOK_S: Final = 0.5
 SUBMISSIONS_MAX: Final = 6
 """A driver that was killed is submitted again this often, with growing pauses."""
 
@@ -27,6 +30,9 @@ ADDRESS: Final = "It is the dashboard's, as in http://127.0.0.1:8265; a token is
 PAUSE_FIRST_S: Final = 0.5
 OTHER_ACTORS_CPUS: Final = 4
 STOP_TIMEOUT_S: Final = 90.0
+LOST: Final = (OSError, RuntimeError, aiohttp.ClientError)
+"""What Ray's client raises when Ray does not answer."""
+
 ENDED: Final = frozenset({JobStatus.STOPPED, JobStatus.SUCCEEDED, JobStatus.FAILED})
 
 
@@ -41,18 +47,30 @@ class Place:
 
 
 @dataclass(slots=True)
+class JobLog:
+    """What has come of a job's log. Ray gives it in pieces, always from its beginning, and it grows without an end."""
+
+    length: int = 0
+    _rest: str = ""
+
+    def lines(self, piece: str) -> list[str]:
+        """Those that this piece completes."""
+        self.length += len(piece)
+        *lines, self._rest = (self._rest + piece).split("\n")
+        return lines
+
+
+@dataclass(slots=True)
 class Watch:
     """What is known of a submitted job."""
 
     progress: Callable[[dict[str, Any]], None]
     summary: dict[str, Any] = field(default_factory=dict)
-    read: int = 0
+    log: JobLog = field(default_factory=JobLog)
 
-    def take(self, logs: str) -> None:
-        """New lines of the driver: progress, the summary, and everything else for stderr."""
-        complete = logs[: logs.rfind("\n") + 1]
-        fresh, self.read = complete[self.read :], len(complete)
-        for line in fresh.splitlines():
+    def take(self, piece: str) -> None:
+        """What the driver said next: progress, the summary, and everything else for stderr."""
+        for line in self.log.lines(piece):
             fields = json_of(line)
             if fields is None:
                 if line.strip() and not line.startswith(ERROR):  # the summary has it too
@@ -100,7 +118,7 @@ def sign(
         watch = Watch(progress)
         try:
             _run(place, _flags(until_drained=until_drained, verify=verify, expect=expect), settings, watch)
-        except (OSError, RuntimeError) as error:  # the client's own errors are OSErrors
+        except LOST as error:
             sys.stderr.write(f"Ray does not answer ({type(error).__name__})\n")
         if watch.summary:
             return watch.summary
@@ -145,7 +163,7 @@ def client_of(place: Place) -> JobSubmissionClient:
     headers = {"Authorization": f"Bearer {place.token}"} if place.token else None
     try:
         return JobSubmissionClient(place.dashboard, headers=headers)
-    except (OSError, RuntimeError) as error:
+    except LOST as error:
         raise RayUnavailable(first_line(error), address=place.dashboard, hint=ADDRESS) from error
 
 
@@ -197,14 +215,30 @@ def _job_environment(settings: Settings, head: Cluster) -> dict[str, str]:
 
 
 def _follow(client: JobSubmissionClient, job: str, watch: Watch, timeout_s: float | None) -> None:
-    deadline_s = time.monotonic() + timeout_s if timeout_s else None
-    while deadline_s is None or time.monotonic() < deadline_s:
-        status = client.get_job_status(job)
-        watch.take(client.get_job_logs(job))
-        if status in ENDED:
-            watch.take(client.get_job_logs(job))
-            return
-        time.sleep(LOOK_S)
+    try:
+        asyncio.run(asyncio.wait_for(_until_ended(client, job, watch), timeout_s))
+    except TimeoutError:
+        return
+    watch.take(client.get_job_logs(job)[watch.log.length :])
+
+
+async def _until_ended(client: JobSubmissionClient, job: str, watch: Watch) -> None:
+    tailing = asyncio.create_task(_tail(client, job, watch), name="tail")
+    try:
+        while client.get_job_status(job) not in ENDED:
+            if tailing.done():
+                tailing.result()
+            await asyncio.sleep(LOOK_S)
+    finally:
+        await cancel([tailing])
+
+
+async def _tail(client: JobSubmissionClient, job: str, watch: Watch) -> None:
+    """Only what is new, however long the log is; Ray looks for it every two seconds."""
+    known = watch.log.length
+    async for piece in client.tail_job_logs(job):
+        watch.take(piece[known:])
+        known = max(0, known - len(piece))
 
 
 def check(summary: dict[str, Any]) -> None:

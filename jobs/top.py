@@ -95,16 +95,15 @@ async def reports(settings: Settings, address: str) -> AsyncGenerator[dict[str, 
     place = submission.there(address) if address else _own(settings)
     client = submission.client_of(place)
     job = _job(client, settings.deployment)
-    rest, come = "", 0
+    log = submission.JobLog()
     try:
-        before = len(client.get_job_logs(job))  # which come once more, in pieces
-        async for chunk in client.tail_job_logs(job):
-            come += len(chunk)
-            *lines, rest = (rest + chunk).split("\n")
-            said = [fields["progress"] for line in lines if "progress" in (fields := submission.json_of(line) or {})]
-            if said and come >= before:
+        before = len(client.get_job_logs(job))
+        async for piece in client.tail_job_logs(job):
+            found = [submission.json_of(line) or {} for line in log.lines(piece)]
+            said = [fields["progress"] for fields in found if "progress" in fields]
+            if said and log.length >= before:
                 yield said[-1]
-    except (OSError, RuntimeError) as error:
+    except submission.LOST as error:
         raise RayUnavailable(submission.first_line(error), address=place.dashboard) from error
 
 
