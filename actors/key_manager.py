@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 import ray
 
@@ -45,6 +46,7 @@ class KeyManagerActor:
         self._settings = composition.here(settings)
         self._stamp = stamp
         self._manager: KeyManager | None = None
+        self._leads = AsyncExitStack()
         self._server: Server | None = None
         self._publishing: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
@@ -171,11 +173,10 @@ class KeyManagerActor:
     async def drain(self) -> None:
         """Give up the leader record, so that the next key manager need not wait for the lease to end."""
         server, self._server = self._server, None
-        manager, self._manager = self._manager, None
+        leads, self._leads, self._manager = self._leads, AsyncExitStack(), None
         if server is not None:
             server.refuse()  # a request could make us lead again
-        if manager is not None:
-            await manager.stop()
+        await leads.aclose()
         if server is not None:
             await server.stop()
 
@@ -189,7 +190,10 @@ class KeyManagerActor:
                 self._publishing = self._publishing or asyncio.create_task(publish(self._tell), name="metrics")
                 if self._server is None:  # before it leads: /readyz says why it does not
                     self._server = await managing.service(self._settings, self._started)
-                self._manager = await managing.key_manager(self._settings, self._fence_lost)
+                leads = AsyncExitStack()
+                leading = managing.key_manager(self._settings, self._fence_lost)
+                self._manager = await leads.enter_async_context(leading)
+                self._leads = leads
             return self._manager
 
     async def _keks(self) -> KekRing:

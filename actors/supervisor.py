@@ -154,10 +154,10 @@ class SupervisorActor:
             actors = [member.actor for member in self._members if member.name.startswith(prefix)]
             await asyncio.gather(*(actor.drain.remote() for actor in actors), return_exceptions=True)
         await self._host.drain()
+        for member in self._members:
+            if member.name != KEY_MANAGER:
+                ray.kill(member.actor, no_restart=True)
         if self._settings.pool.placed:
-            for member in self._members:
-                if member.name != KEY_MANAGER:
-                    ray.kill(member.actor, no_restart=True)
             return
         await asyncio.gather(self._crew.key_manager.drain.remote(), return_exceptions=True)
         ray.kill(self._crew.key_manager, no_restart=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from actors.composition import CLOCK
 from actors.composition.budgets import budgets
@@ -14,13 +15,17 @@ from pipeline.service.server import Server
 from pipeline.settings import Settings
 
 
-async def key_manager(settings: Settings, fence_lost: Callable[[], None]) -> KeyManager:
+@asynccontextmanager
+async def key_manager(settings: Settings, fence_lost: Callable[[], None]) -> AsyncIterator[KeyManager]:
     """A key manager that leads. Raises NotLeader, DeploymentHalted, DependencyDown."""
-    store = EtcdStore(settings.etcd)
-    ledger = PostgresLedger(settings.postgres)
-    manager = KeyManager(store, ledger, CLOCK, settings, fence_lost, budgets(settings))
-    await manager.start()
-    return manager
+    async with AsyncExitStack() as stack:
+        store, ledger = EtcdStore(settings.etcd), PostgresLedger(settings.postgres)
+        for client in (store, ledger):
+            stack.push_async_callback(client.close)
+        manager = KeyManager(store, ledger, CLOCK, settings, fence_lost, budgets(settings))
+        await manager.start()
+        stack.push_async_callback(manager.stop)
+        yield manager
 
 
 async def service(settings: Settings, leading: Leading) -> Server | None:

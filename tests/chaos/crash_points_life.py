@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,8 +232,9 @@ class Life:
         """Until all is settled; seconds since the start of the process."""
         born_s = time.monotonic()
         make_source(self.settings.postgres)
+        leads = AsyncExitStack()
         with as_client("key-manager"):
-            manager = await managing.key_manager(self.settings, lambda: None)
+            manager = await leads.enter_async_context(managing.key_manager(self.settings, lambda: None))
         try:
             desk = Desk(manager)
             await self._prepare(manager, desk)
@@ -243,7 +244,7 @@ class Life:
         finally:
             await self._end()
             with as_client("key-manager"):
-                await manager.stop()
+                await leads.aclose()
 
     async def _prepare(self, manager: KeyManager, desk: Desk) -> None:
         if not await manager.list_keys():
