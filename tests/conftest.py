@@ -11,6 +11,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,10 +38,13 @@ WHOLE = (
     "tests/chaos/",
     "tests/integration/test_broadcast",
     "tests/integration/test_pipeline.py",
-    "tests/integration/test_placed",
+    "tests/integration/test_placed.py",
     "tests/integration/test_recovery.py",
 )
 """Tests of whole pipelines, which take about as long as all others with servers."""
+
+TURNS = ("tests/contract/", "notebooks/", "tests/integration/", "tests/chaos/")
+"""Folders in the order of a side that runs them."""
 
 SIDES = 3
 NICENESS = 10
@@ -58,8 +62,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """What is built and downloaded once must not count as a test's time. Raises RuntimeFault."""
     if session.config.getoption("numprocesses") and "PYTEST_XDIST_WORKER" not in os.environ:
         compiling = subprocess.Popen([sys.executable, "-c", COMPILE])
-        etcd_binary()
-        kafka_jars()
+        with ThreadPoolExecutor() as pool:
+            for done in [pool.submit(etcd_binary), pool.submit(kafka_jars)]:
+                done.result()
         compiling.wait(COMPILE_TIMEOUT_S)
 
 
@@ -87,12 +92,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _turn(item: pytest.Item) -> int:
-    """Notebooks and chaos both take two processors, so they begin and end."""
-    if item.nodeid.startswith("notebooks/"):
-        return 0
+    """Notebooks and chaos both take two processors: these end one side, those come soon in the other."""
     if "groups" in getattr(item, "fixturenames", ()):  # its cluster stays until the session ends
-        return 3
-    return 2 if item.nodeid.startswith("tests/chaos/") else 1
+        return 4
+    return next((turn for turn, folder in enumerate(TURNS) if item.nodeid.startswith(folder)), 2)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
