@@ -9,9 +9,9 @@ IMAGE ?= docker build -f kuberay/Dockerfile --target demo -t oncesign:demo .
 LOAD ?= true
 ROUNDS ?= 1
 SHELL := /bin/sh
-# The lock names every package, and pip would compile their modules on one core.
+# The lock names every package, and Python compiles a module when it is first imported, most of them never.
 PIP_QUICK := --no-deps --no-compile
-# Where it is set, each of hundreds of processes would compile our own modules again.
+# Where it is set, each of hundreds of processes would compile them again.
 unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,7 +34,6 @@ $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	@$(BIN)/python -m pip install $(PIP_QUICK) --disable-pip-version-check --progress-bar on --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install $(PIP_QUICK) --disable-pip-version-check -q --no-build-isolation -e .
-	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## Sign and verify TX=100000 mocked transactions end to end on real parts.

@@ -112,7 +112,7 @@ def sign(
     """
     pause_s = PAUSE_FIRST_S
     for submission in range(SUBMISSIONS_MAX):
-        place = there(address) if address else _here(settings, again=submission > 0)
+        place = there(address) if address else here(settings, again=submission > 0)
         if submission == 0:
             _require_alone(client_of(place), settings.deployment)
         watch = Watch(progress)
@@ -146,7 +146,8 @@ def _flags(*, until_drained: bool, verify: bool, expect: int) -> str:
     return " --until-drained" * until_drained + " --no-verify" * (not verify) + f" --expect={expect}" * bool(expect)
 
 
-def _here(settings: Settings, *, again: bool) -> Place:
+def here(settings: Settings, *, again: bool = False) -> Place:
+    """The Ray of the data directory, started unless it runs; `again` after it was lost. Raises RayUnavailable."""
     head = cluster.start(settings.data_dir, signer_count(settings) + OTHER_ACTORS_CPUS, again=again)
     os.environ |= cluster.environment(head.token_file)
     environment = _job_environment(settings, head)

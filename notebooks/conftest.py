@@ -24,6 +24,7 @@ from tests.conftest import KEPT, SCRUBBED
 HERE: Final = Path(__file__).parent
 TIMEOUT_S: Final = 600
 COMMAND_TIMEOUT_S: Final = 120
+RAY: Final = "from jobs import loading, submission; submission.here(loading.load_settings())"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,8 +60,12 @@ def _share(shared: ExitStack) -> None:
     patch.setenv("MPLCONFIGDIR", str(cache_dir() / "matplotlib"))  # its list of fonts takes seconds to make
     shared.callback(_command, "down")
     _command("up")
+    _python("-c", RAY)
 
 
 def _command(name: str) -> None:
-    argv = [sys.executable, "-m", "jobs.app", name]
-    subprocess.run(argv, check=True, capture_output=True, timeout=COMMAND_TIMEOUT_S)
+    _python("-m", "jobs.app", name)
+
+
+def _python(*arguments: str) -> None:
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, timeout=COMMAND_TIMEOUT_S)

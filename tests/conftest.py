@@ -43,8 +43,7 @@ WHOLE = (
 )
 """Tests of whole pipelines, which take about as long as all others with servers."""
 
-TURNS = ("tests/contract/", "notebooks/", "tests/integration/", "tests/chaos/")
-"""Folders in the order of a side that runs them."""
+LONGEST = ("tests/integration/test_placed.py", "tests/chaos/")
 
 SIDES = 3
 NICENESS = 10
@@ -92,10 +91,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _turn(item: pytest.Item) -> int:
-    """Notebooks and chaos both take two processors: these end one side, those come soon in the other."""
+    """Notebooks begin one side, and what takes both processors for long ends the other."""
     if "groups" in getattr(item, "fixturenames", ()):  # its cluster stays until the session ends
-        return 4
-    return next((turn for turn, folder in enumerate(TURNS) if item.nodeid.startswith(folder)), 2)
+        return 3
+    if item.nodeid.startswith("notebooks/"):
+        return 0
+    return 2 if item.nodeid.startswith(LONGEST) else 1
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
