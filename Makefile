@@ -10,7 +10,7 @@ LOAD ?= true
 ROUNDS ?= 1
 SHELL := /bin/sh
 # The lock names every package, Python compiles a module when it is first imported (most of them never), and what is
-# installed is not downloaded again: pip need not resolve, compile or keep copies, which took half of its time.
+# installed is not downloaded again: pip need not resolve, compile or keep copies.
 PIP_QUICK := --no-deps --no-compile --no-cache-dir
 # Where it is set, each of hundreds of processes would compile them again.
 unexport PYTHONDONTWRITEBYTECODE
