@@ -217,15 +217,8 @@ async def _ends(settings: Settings) -> dict[str, tuple[int, ...]]:
 
 async def _records(settings: Settings, topic: str, after: Mark) -> list[tuple[object, ...]]:
     name = f"{settings.kafka.topic_prefix}.{topic}"
-    found: list[tuple[object, ...]] = []
-    async with bus.batch_log(settings) as log:
-        starts, ends = await log.starts(name), await log.ends(name)
-        seen = after.offsets.get(name, starts)
-        for partition, (start, end) in enumerate(zip(map(max, starts, seen), ends, strict=True)):
-            async for message in log.scan(name, partition, start, end):
-                one = (partition, message.place.offset, message.unix_ms, message.key, message.value)
-                found.append(one)
-    return found
+    found = await bus.records(settings, name, after.offsets.get(name))
+    return [(one.place.partition, one.place.offset, one.unix_ms, one.key, one.value) for one in found]
 
 
 async def _with_history(settings: Settings, read: Callable[[EtcdHistory], Awaitable[Result]]) -> Result:

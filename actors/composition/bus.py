@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from pipeline.adapters.batch_log import KafkaBatchLog
 from pipeline.adapters.kafka import Topics
 from pipeline.adapters.topics import TopicAdmin
+from pipeline.ports import Message
 from pipeline.settings import Settings
 from pipeline.stages.publication import Outlets
 
@@ -36,3 +37,12 @@ async def batch_log(settings: Settings) -> AsyncIterator[KafkaBatchLog]:
         yield log
     finally:
         await log.close()
+
+
+async def records(settings: Settings, topic: str, begins: Sequence[int] | None = None) -> list[Message]:
+    """All that is committed in a topic, partition by partition; from these offsets on. Raises BusUnavailable."""
+    async with batch_log(settings) as log:
+        starts, ends = await log.starts(topic), await log.ends(topic)
+        bounds = zip(map(max, starts, starts if begins is None else begins), ends, strict=True)
+        scans = [log.scan(topic, partition, start, end) for partition, (start, end) in enumerate(bounds)]
+        return [message for scan in scans async for message in scan]

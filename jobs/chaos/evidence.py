@@ -36,23 +36,13 @@ async def breaches(settings: Settings, violations: list[str]) -> list[str]:
     """
     topics = Topics(settings.kafka.topic_prefix)
     source = settings.sources[0]
-    signed = [SignedRecord.decode(m.value) for m in await _records(settings, topics.signed)]
-    rejected = [Rejection.from_json(m.value) for m in await _records(settings, topics.rejected)]
-    batches = await _records(settings, topics.batches(source.name))
+    signed = [SignedRecord.decode(m.value) for m in await bus.records(settings, topics.signed)]
+    rejected = [Rejection.from_json(m.value) for m in await bus.records(settings, topics.rejected)]
+    batches = await bus.records(settings, topics.batches(source.name))
     async with etcd_view(settings) as view:
         rest = _rest(settings, source, view, (signed, rejected), violations)
     lines = [*breaches_at_rest(rest), *_breaches_of_chains(rest, batches)]
     return lines[:BREACHES_MAX]
-
-
-async def _records(settings: Settings, topic: str) -> list[Message]:
-    """All that is committed."""
-    async with bus.batch_log(settings) as log:
-        starts, ends = await log.starts(topic), await log.ends(topic)
-        found = []
-        for partition, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            found += [message async for message in log.scan(topic, partition, start, end)]
-        return found
 
 
 def _rest(
