@@ -34,16 +34,16 @@ KEPT = ("ONCESIGN_CACHE_DIR",)
 PROCESSOR = ("tests/manifests/", "tests/simulation/", "tests/unit/", "tests/vectors/")
 """Folders of tests that need nothing but a processor."""
 
+LONGEST = ("tests/integration/test_placed.py", "tests/chaos/")
+"""Tests that take both processors for minutes."""
+
 WHOLE = (
-    "tests/chaos/",
+    *LONGEST,
     "tests/integration/test_broadcast",
     "tests/integration/test_pipeline.py",
-    "tests/integration/test_placed.py",
     "tests/integration/test_recovery.py",
 )
 """Tests of whole pipelines, which take about as long as all others with servers."""
-
-LONGEST = ("tests/integration/test_placed.py", "tests/chaos/")
 
 SIDES = 3
 NICENESS = 10
