@@ -44,7 +44,8 @@ class Kek:
         Raises SecretFileError, and KeyStoreUnavailable for an envelope.
         """
         raw = read_private(path, hint="ONCESIGN_KEK_FILE must name the file with the key-encryption key.")
-        envelope = envelope_of(path, raw)
+        # 32 random bytes may begin with a brace, too; no envelope is that short.
+        envelope = None if len(raw) == KEK_BYTES else envelope_of(path, raw)
         if envelope is not None:
             raw = envelope.open()
         secret, size = _parsed(raw), len(raw)

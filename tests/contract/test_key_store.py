@@ -132,3 +132,11 @@ def test_a_garbled_envelope_is_named(tmp_path: Path, content: bytes, said: str) 
     (tmp_path / "kek").chmod(0o600)
     with pytest.raises(SecretFileError, match=said):
         Kek.load(tmp_path / "kek")
+
+
+@pytest.mark.parametrize("beginning", [b"{", b"\n {", b"[", b"\xef\xbb\xbf"])
+def test_32_raw_bytes_are_a_kek_whatever_they_begin_with(tmp_path: Path, beginning: bytes) -> None:
+    secret = beginning.ljust(KEK_BYTES, b"k")
+    (tmp_path / "kek").write_bytes(secret)
+    (tmp_path / "kek").chmod(0o600)
+    assert Kek.load(tmp_path / "kek").id == Kek(secret).id
