@@ -15,7 +15,7 @@ BREACHES_SHOWN: Final = 3
 # fmt: off
 READS: Final = frozenset((
     "ConsumerGroupDescribe", "Fetch", "ListOffsets", "Metadata", "OffsetFetch", "Range", "assignments",
-    "check", "entries", "entry", "generation", "heads", "holes", "kept_keys", "last_rows", "positions",
+    "check", "entries", "entry", "generation", "heads", "holes", "kept_keys", "last_rows", "policies", "positions",
     "rows_after", "rows_of", "sighted", "streams", "system_id", "watermarks",
 ))
 # fmt: on

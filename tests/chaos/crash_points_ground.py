@@ -21,7 +21,7 @@ from pipeline.adapters.postgres import connection_string
 from pipeline.custody.sealing import Kek
 from pipeline.local.stack import Stack
 from pipeline.settings import KafkaSettings, PostgresSettings
-from tests.chaos.crash_points_life import Place, make_source
+from tests.chaos.crash_points_life import POLICY, Place, make_source
 
 TEMPLATE: Final = "crash_points"
 DELETE_MAX_S: Final = 10.0
@@ -50,6 +50,7 @@ class Ground:
         directory = self.directory / name
         directory.mkdir()
         Kek.create(directory / "kek")
+        (directory / "policy.toml").write_text(POLICY, encoding="utf-8")
         database = self._database(name)
         assert database.password_file is not None
         dsn, servers = database.dsn.get_secret_value(), self.kafka.bootstrap_servers

@@ -35,7 +35,7 @@ from pipeline import effects
 from pipeline.adapters.migrations import migrate
 from pipeline.adapters.postgres import connection_string
 from pipeline.assignment.manager import KeyManager
-from pipeline.assignment.records import Assignment, StreamRecord
+from pipeline.assignment.records import Assignment, KeyState, StreamRecord
 from pipeline.custody.generation import address_of
 from pipeline.custody.sealing import Kek
 from pipeline.effects import Effect, Moment, effect
@@ -59,6 +59,9 @@ WAVE_EVERY_S: Final = 0.25
 INVALID_SHARE: Final = 0.1
 BATCH_ROWS_MAX: Final = 5
 KEYS: Final = 3
+"""That sign; one more is set apart, and one is retired and destroyed."""
+
+POLICY: Final = "gas_limit_max = 16_777_216\n"
 SLOTS: Final = 4
 LOOK_S: Final = 0.1
 LEASE_TTL_S: Final = 4
@@ -103,7 +106,7 @@ class Place:
             etcd=EtcdSettings(endpoints=self.etcd, lease_ttl_s=LEASE_TTL_S, timeout_s=1.5),
             postgres=PostgresSettings(dsn=SecretStr(self.dsn), password_file=self.password_file),
             kafka=KafkaSettings(bootstrap_servers=self.kafka, topic_prefix=self.deployment, signed_partitions=2),
-            sources=[SourceSettings(table=TABLE, shards=SHARDS)],
+            sources=[SourceSettings(table=TABLE, shards=SHARDS, policy_file=self.directory / "policy.toml")],
             reader=ReaderSettings(batch_rows_max=BATCH_ROWS_MAX),
         )
 
@@ -247,14 +250,20 @@ class Life:
                 await leads.aclose()
 
     async def _prepare(self, manager: KeyManager, desk: Desk) -> None:
+        chain_id = self.settings.sources[0].chain_id
+        # Their own: a key of an etcd belongs to one deployment.
+        names = [f"{self.settings.deployment} {n}".encode() for n in range(KEYS + 2)]
+        secrets = [hashlib.sha256(name).digest() for name in names]
+        *_, apart, gone = addresses = [address_of(secret) for secret in secrets]
         if not await manager.list_keys():
             kek = Kek.load(self.settings.kek_path)
-            chain_id = self.settings.sources[0].chain_id
-            # Their own: a key of an etcd belongs to one deployment.
-            names = [f"{self.settings.deployment} {n}".encode() for n in range(KEYS)]
-            secrets = [hashlib.sha256(name).digest() for name in names]
-            sealed = [(address_of(secret), kek.seal(secret, address_of(secret))) for secret in secrets]
-            await desk.import_keys([(chain_id, address, key, 0) for address, key in sealed])
+            sealed = [kek.seal(secret, address) for secret, address in zip(secrets, addresses, strict=True)]
+            await desk.import_keys([(chain_id, *key, 0) for key in zip(addresses, sealed, strict=True)])
+        await manager.set_apart(chain_id, apart, apart=True)
+        states = {key.address: key.state for key in await manager.list_keys()}
+        if states.get(gone, KeyState.RETIRED) is not KeyState.RETIRED:
+            await manager.disable(chain_id, gone)
+            await manager.retire(chain_id, gone, destroy=True)
         async with bus.topics(self.settings) as admin:
             await tables.prepare(self.settings, desk, admin)
 
