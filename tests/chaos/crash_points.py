@@ -170,13 +170,14 @@ def named() -> set[str]:
 
 def never_met(cases: Iterable[Case]) -> set[str]:
     """Effects at which no life was killed, and that UNMET does not excuse."""
-    met = {
-        f"{point.boundary.server} {point.boundary.request}"
-        for case in cases
-        for point, was_met in zip(case.points, case.met, strict=True)
-        if was_met
-    }
-    return named() - met - UNMET.keys()
+    return unexcused(
+        point.boundary for case in cases for point, was_met in zip(case.points, case.met, strict=True) if was_met
+    )
+
+
+def unexcused(met: Iterable[Boundary]) -> set[str]:
+    """Effects that are named, are none of these, and that UNMET does not excuse."""
+    return named() - {f"{boundary.server} {boundary.request}" for boundary in met} - UNMET.keys()
 
 
 def main() -> int:

@@ -250,6 +250,11 @@ class Life:
                 await leads.aclose()
 
     async def _prepare(self, manager: KeyManager, desk: Desk) -> None:
+        await self._prepare_keys(manager, desk)
+        async with bus.topics(self.settings) as admin:
+            await tables.prepare(self.settings, desk, admin)
+
+    async def _prepare_keys(self, manager: KeyManager, desk: Desk) -> None:
         chain_id = self.settings.sources[0].chain_id
         # Their own: a key of an etcd belongs to one deployment.
         names = [f"{self.settings.deployment} {n}".encode() for n in range(KEYS + 2)]
@@ -264,8 +269,6 @@ class Life:
         if states.get(gone, KeyState.RETIRED) is not KeyState.RETIRED:
             await manager.disable(chain_id, gone)
             await manager.retire(chain_id, gone, destroy=True)
-        async with bus.topics(self.settings) as admin:
-            await tables.prepare(self.settings, desk, admin)
 
     async def _start(self, desk: Desk) -> None:
         settings = self.settings
